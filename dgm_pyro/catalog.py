@@ -85,21 +85,21 @@ from dgm_pyro.sources import WITH_WORDS
 
 __all__ = ["ENCODERS", "LIKELIHOODS", "MODELS", "PRIORS", "TooLargeError", "build", "conditional_for", "units_of"]
 
-# So many numbers are looked at to find units, which put the bulk within this reach. Tails are heavy if their range is
-# so many times that of a Normal.
+# The number of values from which units are computed, the reach within which these put the bulk of the data, and the
+# factor by which the range of heavy tails exceeds that of a Normal.
 NUMBERS_FOR_UNITS, REACH, HEAVY = 4_000_000, 4.0, 3.0
-# A feature whose neighboring numbers are so many of its scales apart is too coarse for a density.
+# A feature is too coarse for a density if neighboring numbers of its dtype are this far apart, in units of its scale.
 COARSE = 0.01
 LATENT_SIZE, HIDDEN = 16, (256, 256)
 MAX_PARAMETERS = 50_000_000
 CODE_VALUES = 8
-# Of a codebook: its vectors and their size. A grid has at most so many places a side.
+# Number and size of the vectors of a codebook, and the largest side of its grid.
 NUM_CODES, CODE_SIZE, WIDEST_GRID = 256, 32, 16
 Catalog = dict[str, tuple[Callable[..., Program], str]]
 Units = tuple[torch.Tensor, torch.Tensor]
 Reading = Callable[[Callable[[Sequence[int]], nn.Module]], nn.Module]
 Reads = dict[str, Any]
-"""What the networks are given, as their own argument: a ``given_shape``, ``num_classes``, or nothing."""
+"""Arguments of the networks for what they are given: a ``given_shape``, ``num_classes``, or none."""
 
 
 def is_image(data: Data) -> bool:
@@ -107,14 +107,14 @@ def is_image(data: Data) -> bool:
 
 
 def _sizes_of(data: Data) -> ImageSizes:
-    return image_sizes(data.event_shape, _number_of(data))
+    return image_sizes(data.event_shape, _num_all_data(data))
 
 
 def conditional_for(data: Data, network: Callable[[int], nn.Module | None], **options: Any) -> IndependentConditional:
     """The conditional that suits the data: Bernoulli for bits, discretized logistics for levels, else Normals.
 
     Args:
-        network: makes the network for a number of parameters per feature.
+        network: a function from the number of parameters per feature to the network.
     """
     shape, levels = data.event_shape, data.levels
     if levels is None:
@@ -127,8 +127,8 @@ def conditional_for(data: Data, network: Callable[[int], nn.Module | None], **op
 # -- models ---------------------------------------------------------------------------------------------------------
 
 
-def _of_given(reads: Reads, out_features: int) -> nn.Module:
-    """A network of what is given alone."""
+def _network_of_given(reads: Reads, out_features: int) -> nn.Module:
+    """A network of ``given`` alone."""
     if "num_classes" in reads:
         return nn.Embedding(reads["num_classes"], out_features)
     return MLP(reads["given_shape"], out_features, (128, 128))
@@ -136,7 +136,7 @@ def _of_given(reads: Reads, out_features: int) -> nn.Module:
 
 def pixels(data: Data, reads: Reads) -> Program:
     def network(per_feature: int) -> nn.Module:
-        return _of_given(reads, per_feature * data.event_shape.numel())
+        return _network_of_given(reads, per_feature * data.event_shape.numel())
 
     if data.levels is not None:
         values = data.levels
@@ -145,7 +145,7 @@ def pixels(data: Data, reads: Reads) -> Program:
 
 
 def made(data: Data, reads: Reads) -> Program:
-    # A deep network learns a few thousand images by heart; one wide layer, half of it dropped, does so later.
+    # A deep network memorizes a few thousand images; a wide layer with dropout 0.5 does so later.
     size: dict[str, Any] = (
         {"hidden": (512,), "dropout": 0.5} if is_image(data) else {"hidden": (256, 256, 256), "residual": True}
     )
@@ -186,27 +186,27 @@ def transformer(data: Data, reads: Reads) -> Program:
 
 
 def _flow(stack: Callable[..., Flow], of_one: Callable[..., Flow]) -> Callable[[Data, Reads], Program]:
-    """A stack of that name; of a single feature, which has nothing to be coupled with, ``of_one``."""
+    """The flow ``stack``; for a single feature, which couplings cannot split, ``of_one``."""
 
     def build_flow(data: Data, reads: Reads) -> Program:
         make = of_one if data.event_shape.numel() == 1 else stack
-        return _of_flow(data, reads, make, dequantizer)
+        return _flow_for_data(data, reads, make, dequantizer)
 
     return build_flow
 
 
 def _image_flow(name: str, stack: Callable[..., Flow]) -> Callable[[Data, Reads], Program]:
-    """A multiscale stack of that name."""
+    """The multiscale flow ``stack``, called ``name`` in messages."""
 
     def build_flow(data: Data, reads: Reads) -> Program:
         _require_image(data, name)
-        return _of_flow(data, reads, stack, multiscale.convolutional_dequantizer)
+        return _flow_for_data(data, reads, stack, multiscale.convolutional_dequantizer)
 
     return build_flow
 
 
-def _of_flow(data: Data, reads: Reads, make: Callable[..., Flow], guide: Callable[..., Flow]) -> Program:
-    """The flow of reals; of integers, it dequantized by that guide."""
+def _flow_for_data(data: Data, reads: Reads, make: Callable[..., Flow], guide: Callable[..., Flow]) -> Program:
+    """The flow for reals; for integers, the flow dequantized by the guide."""
     if data.levels is None:
         return make(data.event_shape, **reads)
     flow = make(data.event_shape, unit_cube=True, **reads)
@@ -224,10 +224,12 @@ def deep_vae(data: Data, reads: Reads) -> Program:
     """Latents from half of the resolution down to about 4 pixels, three levels at each but two at the coarsest."""
     _require_image(data, "vdvae")
     if reads:
-        raise ValueError("vdvae reads neither labels nor a given: leave them out, or use 'vae'")
+        raise ValueError("'vdvae' reads neither labels nor a given: leave them out, or use 'vae'")
     height, width = data.event_shape[1:]
     if height % 2 or width % 2:
-        raise ValueError(f"vdvae halves images, but {data.name} has {height}x{width} pixels: use 'vae', or crop them")
+        raise ValueError(
+            f"'vdvae' halves images, but {data.name} has {height}x{width} pixels: use 'vae', or crop the images"
+        )
     size, counts = [height // 2, width // 2], [3]
     while min(size) >= 8 and all(side % 2 == 0 for side in size):
         size, counts = [side // 2 for side in size], [*counts, 3]
@@ -256,7 +258,7 @@ def _denoising(
     network: str | None = None,
     predict: str | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of a diffusion of such data, and its prediction target."""
+    """The network of a diffusion of the data, and its prediction target."""
     few = data.levels is not None and data.levels <= 32
     predict = predict or ("levels" if few else "v")
     check_choice(predict, PREDICTIONS, "predict")
@@ -304,8 +306,8 @@ DENOISERS: dict[str, Callable[[Data], Callable[..., nn.Module]]] = {
 def implicit(data: Data, reads: Reads) -> Program:
     if "num_classes" in reads:
         raise ValueError(
-            "'implicit' has no density, so Bayes' rule gives no p(y | x): leave labeled out; for samples of a class "
-            "use dgm.Implicit with a generator that reads the label"
+            "'implicit' has no density, so Bayes' rule gives no p(y | x): leave labeled out, or, for samples of a "
+            "class, use dgm.Implicit with a generator that reads the label"
         )
     generator: nn.Module
     if is_large(data.event_shape):
@@ -337,13 +339,13 @@ class Parts:
     """The sizes of a VAE's parts: the data, z, and what all parts are given.
 
     Attributes:
-        shape: of one z; ``()`` for one of ``clusters`` classes.
-        clusters: how many values a z of shape ``()`` has.
-        reads: what all parts are given besides.
-        hidden: widths of the encoder's and the likelihood's hidden layers; None for those that suit the data, which
-            are convolutions for large images.
-        reading: makes the encoder's network, of a function that makes one of its input's shape, where x comes in units
-            of its own.
+        shape: shape of one z; ``()`` for one of ``clusters`` classes.
+        clusters: number of values of a z of shape ``()``.
+        reads: what all parts are given in addition.
+        hidden: widths of the encoder's and the likelihood's hidden layers; None for widths that suit the data, and for
+            convolutions for large images.
+        reading: where x has its own units, wraps a function from the input shape to a network into the encoder's
+            network.
     """
 
     data: Data
@@ -382,7 +384,7 @@ class Parts:
         return network(self.data.event_shape) if self.reading is None else self.reading(network)
 
     def of_z(self, per_feature: int) -> nn.Module:
-        """A network for the likelihood; of a z that is a class, it reads no label."""
+        """A network for the likelihood; it reads no label if z is a class."""
         reads = self.reads | ({"num_classes": self.clusters} if self.clusters else {})
         if self.convolutions:
             return ConvDecoder(self.shape, self.data.event_shape, per_feature, **self.convolutions, **reads)
@@ -394,8 +396,8 @@ class Parts:
     def x_as_given(self) -> dict[str, Any]:
         if "given_shape" in self.reads or self.reading is not None:
             raise ValueError(
-                "a flow as encoder reads a standardized x and a label, nothing else: use encoder='meanfield', "
-                "'fullrank' or 'lowrank'"
+                "a flow as the encoder can read only a standardized x and a label: use encoder='meanfield', 'fullrank' "
+                "or 'lowrank'"
             )
         return {"given_shape": self.data.event_shape, "given_levels": self.data.levels, **self.reads}
 
@@ -430,8 +432,8 @@ def vae(
         discrete = prior == "bernoulli" if made is None else made.levels == 2
         encoder = "categorical" if one_class else "codes" if coded else "bernoulli" if discrete else "meanfield"
     if coded and encoder != "codes" and not isinstance(encoder, OneHot):
-        raise ValueError("a prior of one-hot codes needs a one-hot encoder: use encoder='codes', or leave it out")
-    # The encoder comes first, because VampPrior is made of it; unless it is itself made of the other parts.
+        raise ValueError("a one-hot prior needs a one-hot encoder: use encoder='codes', or leave encoder out")
+    # The encoder comes first, because VampPrior needs it, except for encoders that need the other parts.
     late = isinstance(encoder, str) and encoder in LATE_ENCODERS
     q = _part_of_name("meanfield" if late else encoder, {**EARLY_ENCODERS, **LATE_ENCODERS}, "encoder", parts)
     p_z = _part_of_name(prior, PRIORS, "prior", parts, q)
@@ -450,8 +452,8 @@ def vq_vae(
     """A grid of code vectors, for images whose sides can be halved."""
     if not is_image(data):
         raise ValueError(
-            f"vq-vae needs images (C, H, W), but {data.name} has event_shape {tuple(data.event_shape)}: use 'vae' with "
-            "prior='codes', a VAE of one-hot codes"
+            f"'vq-vae' needs images (C, H, W), but {data.name} has event_shape {tuple(data.event_shape)}: use 'vae' "
+            "with prior='codes', a VAE of one-hot codes"
         )
     places = _grid_of_codes(data, grid)
     means = {} if decay is None else {"decay": decay}
@@ -468,7 +470,7 @@ def vq_vae(
 
 
 def _grid_of_codes(data: Data, grid: Sequence[int] | None) -> tuple[int, int]:
-    """Places of the codes: those asked for, or the image halved twice, and further down to at most 16 a side."""
+    """Height and width of the grid of codes: ``grid``, or the image's halved twice, and further until at most 16."""
     height, width = data.event_shape[1:]
     every = [2**i for i in range(1, 16) if height % 2**i == 0 and width % 2**i == 0]
     found = {(height // factor, width // factor): factor for factor in every}
@@ -478,8 +480,9 @@ def _grid_of_codes(data: Data, grid: Sequence[int] | None) -> tuple[int, int]:
     place: Any = None if grid is None else tuple(as_shape(grid, "grid"))
     if place not in found:
         raise ValueError(
-            f"grid must be the image's height and width halved alike, {', '.join(map(str, found)) or 'of even sides'}, "
-            f"got {grid} for {height}x{width} pixels: choose one of these, or crop the images"
+            f"grid must be the image's height and width, both halved equally often, "
+            f"{', '.join(map(str, found)) or 'so they must be even'}, got {grid} for {height}x{width} pixels: choose "
+            "one of these, or crop the images"
         )
     return place
 
@@ -510,7 +513,7 @@ def hierarchy(latent_size: int, depth: int, number: int = 2) -> Program:
 
 
 def ladder(parts: Parts, q: Program, p_z: Program, p_x: Program) -> VAE:
-    """A guide from the top down: every level sees x, and p(level | level above) of the model."""
+    """A top-down guide: every level reads x, and uses the model's p(level | level above)."""
     if not isinstance(p_z, VAE):
         raise ValueError(
             f"encoder 'ladder' is for a hierarchy, but the prior is {type(p_z).__name__}: use prior='vae' or 'vae3'"
@@ -532,20 +535,20 @@ def _without_encoders(p_z: Program) -> Program:
     return VAE(_without_encoders(p_z.prior), p_z.likelihood, latent_name=p_z.latent_name)
 
 
-def _vamp(parts: Parts, q: Program) -> Program:
+def _vamp_prior(parts: Parts, q: Program) -> Program:
     rows = torch.randperm(len(parts.data))[:100]
     return VampPrior(q, parts.data.x[rows], parts.data.levels)  # type: ignore[arg-type]
 
 
 def _after_normal(parts: Parts, flow: Flow) -> Flow:
-    """The flow after the mean-field Normal, which it starts as: it can only add to it."""
+    """The mean-field Normal followed by the flow, which starts near the identity."""
     return Flow(
         parts.shape, flow.transforms, base=Normal(parts.shape, parts.of_x(2 * parts.size)), embedding=flow.embedding
     )
 
 
 def _codes_shape(parts: Parts) -> tuple[tuple[int, ...], int]:
-    """Number of codes and of their values: z holds them in one-hot rows."""
+    """Number of codes, and of their values, in a z of one-hot rows."""
     if len(parts.shape) < 2:
         raise ValueError("encoder 'codes' is for discrete codes: use prior='codes' or 'codes-uniform'")
     return parts.shape[:-1], parts.shape[-1]
@@ -560,7 +563,7 @@ def _chain_of_codes(parts: Parts) -> Autoregressive:
 def _real_event_shape(parts: Parts, likelihood: str) -> tuple[int, ...]:
     if parts.data.levels is not None:
         raise ValueError(
-            f"likelihood {likelihood!r} is of reals or counts, but {parts.data.name} has {parts.data.levels} levels: "
+            f"likelihood {likelihood!r} is for reals or counts, but {parts.data.name} has {parts.data.levels} levels: "
             "use 'independent' or 'categorical'"
         )
     return parts.data.event_shape
@@ -575,11 +578,11 @@ def _required_levels(parts: Parts, likelihood: str) -> int:
 
 
 def _likelihood_of(kind: Callable[..., IndependentConditional]) -> Callable[[Parts], Program]:
-    """The conditional of that class, given z."""
+    """A conditional of class ``kind``, given z."""
 
     def likelihood(parts: Parts) -> Program:
         shape = _real_event_shape(parts, kind.__name__)
-        kind(shape)  # refused before a network is made
+        kind(shape)  # refuses the shape before a network is made
         return kind(shape, lambda size: parts.of_z(size // math.prod(shape)))
 
     return likelihood
@@ -598,7 +601,7 @@ def _independent(parts: Parts) -> Program:
 
 
 def _given_z(data: Data, network: Callable[[int], nn.Module]) -> Program:
-    """Independent features given z, as suits the data."""
+    """Independent features given z, with a distribution that suits the data."""
     return Normal(data.event_shape, network(2)) if data.levels is None else conditional_for(data, network)
 
 
@@ -613,7 +616,7 @@ PRIORS: Catalog = {
     "normal": (lambda parts, q: Normal(parts.shape), "N(0, I)"),
     "learned": (lambda parts, q: Normal(parts.shape, learned=True), "a Normal with learned mean and scale"),
     "mog": (lambda parts, q: MixturePrior(parts.shape, 10), "a mixture of 10 Normals"),
-    "vamp": (_vamp, "VampPrior: the encoder at 100 learned pseudo-inputs"),
+    "vamp": (_vamp_prior, "VampPrior: the encoder at 100 learned pseudo-inputs"),
     "flow": (lambda parts, q: realnvp(parts.shape, layers=6, hidden=(64, 64)), "a RealNVP flow"),
     "maf": (lambda parts, q: maf(parts.shape, layers=3, hidden=(64, 64)), "a masked autoregressive flow"),
     "nsf": (lambda parts, q: nsf(parts.shape, layers=3, hidden=(64, 64)), "a neural spline flow"),
@@ -632,7 +635,7 @@ PRIORS: Catalog = {
     "codes": (lambda parts, q: OneHot(_chain_of_codes(parts)), "one-hot codes of 8 values, autoregressive"),
     "codes-uniform": (
         lambda parts, q: OneHot(Categorical(*_codes_shape(parts))),
-        "such codes, independent and uniform",
+        "one-hot codes of 8 values, independent and uniform",
     ),
 }
 
@@ -669,27 +672,27 @@ EARLY_ENCODERS: Catalog = {
     ),
     "codes": (
         lambda parts: OneHot(Categorical(*_codes_shape(parts), parts.of_x(parts.size))),
-        "codes, straight through, for priors codes",
+        "one-hot codes with straight-through gradients, for the priors codes and codes-uniform",
     ),
 }
 
 LATE_ENCODERS: dict[str, tuple[Callable[..., VAE], str]] = {
-    "ladder": (ladder, "from the top down, for prior vae or vae3"),
+    "ladder": (ladder, "top-down, for prior vae or vae3"),
     "semiamortized": (
         lambda parts, q, p_z, p_x: VAE(p_z, p_x, SemiAmortized(q, p_z, p_x)),
-        "a diagonal Normal, improved by 3 gradient steps per datum",
+        "a diagonal Normal, refined by 3 gradient steps per datum",
     ),
 }
 
 ENCODERS: Catalog = {**EARLY_ENCODERS, **LATE_ENCODERS}
 
 LIKELIHOODS: Catalog = {
-    "independent": (_independent, "independent features given z, as suits the data"),
+    "independent": (_independent, "independent features given z, with a distribution that suits the data"),
     "categorical": (
         lambda parts: Categorical(
             parts.data.event_shape, _required_levels(parts, "categorical"), parts.of_z(parts.data.levels or 0)
         ),
-        "a free mass for every level",
+        "a categorical distribution over the levels",
     ),
     "normal": (
         lambda parts: Normal(_real_event_shape(parts, "normal"), parts.of_z(1), scale_type="feature"),
@@ -724,14 +727,14 @@ SWAPS = {
     "vq-vae": ("num_codes", "grid", "decay"),
     **dict.fromkeys(("diffusion", "diffusion-continuous"), ("network", "predict")),
 }
-"""Parts of the models that have any."""
+"""The parts of each model that has parts."""
 OWN_UNITS = (
     "log-normal", "beta", "poisson", "negative-binomial", "zero-inflated-poisson", "zero-inflated-negative-binomial",
 )  # fmt: skip
-"""Likelihoods of x in its own units: only what reads x is standardized."""
+"""Likelihoods of x in its own units: only the input of networks is standardized."""
 
 MODELS: Catalog = {
-    "pixels": (pixels, "independent features: the reference to beat"),
+    "pixels": (pixels, "independent features: a baseline"),
     "made": (made, "autoregressive, by a masked MLP"),
     "any-order": (any_order, "autoregressive in any order, by an MLP of x and a mask; missing values"),
     "pixelcnn": (pixelcnn, "autoregressive, by gated masked convolutions (images)"),
@@ -751,20 +754,20 @@ MODELS: Catalog = {
     "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent_size, hidden"),
     "vq-vae": (
         vq_vae,
-        "VAE of a grid of code vectors, their prior autoregressive; swaps: num_codes, grid, decay (images)",
+        "VAE of a grid of code vectors with an autoregressive prior; swaps: num_codes, grid, decay (images)",
     ),
-    "vdvae": (deep_vae, "deep hierarchy of latents with a residual path from the top down (images)"),
-    "diffusion": (diffusion, "diffusion model, the bound in closed form; swaps: network, predict"),
+    "vdvae": (deep_vae, "deep hierarchy of latents on a residual top-down path (images)"),
+    "diffusion": (diffusion, "diffusion model with a closed-form bound; swaps: network, predict"),
     "diffusion-continuous": (
         diffusion_continuous,
-        "diffusion in continuous time, its schedule learned; swaps: network, predict",
+        "diffusion in continuous time with a learned noise schedule; swaps: network, predict",
     ),
     "implicit": (implicit, "noise through a network: samples only; objectives gan, wgan-gp, f-gan, energy, mmd"),
     "classifier": (classifier, "discriminative p(y | x)"),
 }
 
 
-# What a checker of types knows: which models have parts, and which class comes whatever the data are.
+# For type checkers: the models that have parts, and those whose class does not depend on the data.
 
 
 @overload
@@ -880,45 +883,48 @@ def build(
     columns: Mapping[str, Any] | None = None,
     max_parameters: int | None = MAX_PARAMETERS,
 ) -> Program:
-    """A program by name, sized for ``data``.
+    """Build a program by name, sized for ``data``.
 
-    The parts from prior to hidden are those of "vae", num_codes, grid and decay those of "vq-vae", network and predict
-    those of diffusions; None leaves the model's own. Images of at least 16 pixels a side get convolutions, of the sizes
-    of `networks.sizes.image_sizes`.
+    The parts from prior to hidden are for "vae"; num_codes, grid and decay for "vq-vae"; network and predict for
+    diffusions. None keeps the model's default. Images of at least 16 pixels a side get convolutions, with the sizes of
+    `networks.sizes.image_sizes`.
 
-    Reals get the units of the data: the program is a `Standardized` one, its shift and scale those of each feature (of
-    each channel of an image), so that evidence and samples are in the units of x. See `units_of`. Data with a ``given``
-    build p(x | given).
+    For reals, the program is a `Standardized` with the shift and scale of each feature (of each channel of an image),
+    so evidence and samples are in the units of x. See `units_of`. For data with a ``given``, the program is
+    p(x | given).
 
     Args:
         model: a key of `MODELS`.
-        data: what it will be trained on; gives shape, levels, units, number of classes and what is given.
-        labeled: build the generative classifier p(y) p(x | y) over the named family instead.
+        data: the training data, which determine shape, levels, units, number of classes and ``given``.
+        labeled: whether to build the generative classifier p(y) p(x | y) over the named family.
         prior: p(z), a program or a key of `PRIORS`.
         encoder: q(z | x), a program or a key of `ENCODERS`.
         likelihood: p(x | z), a program or a key of `LIKELIHOODS`.
-        latent_size: number of features of z; of one-hot z, number of codes or classes.
-        hidden: widths of the hidden layers of encoder and likelihood, which are MLPs then, of images too.
-        num_codes: of "vq-vae": number of code vectors, 256 by default.
-        grid: of "vq-vae": height and width of the grid of codes, the image's halved once or more often. By
-            default halved twice, and down to at most 16 a side.
-        decay: of "vq-vae": decay of the running means that the code vectors are, 0.99 by default.
-        network: of a diffusion, "mlp", "unet" or "dit" (a diffusion transformer); the last two are for images.
-        predict: of a diffusion, what its network predicts, as `Diffusion` takes it; "edm" for the scale of the data.
-        standardize: whether reals, of x and of given, are standardized. Parts of your own read standardized x; but
-            where the likelihood is a mass or has bounds, such as "poisson" or "beta", x stays in its own units.
-        columns: of a table of mixed kinds, the kind of each column as `Columns` takes it: for "made" a chain over the
-            columns, for "any-order" one in any order, for "vae" independent columns given z, for "pixels" independent
-            columns. By default `Data.kinds`.
-        max_parameters: how many parameters the program may have; None for any number.
+        latent_size: number of features of z; for a one-hot z, number of codes or classes.
+        hidden: widths of the hidden layers of encoder and likelihood, which are then MLPs, also for images.
+        num_codes: for "vq-vae", number of code vectors, 256 by default.
+        grid: for "vq-vae", height and width of the grid of codes: the image's, halved at least once. By default halved
+            twice, and further until at most 16 a side.
+        decay: for "vq-vae", decay of the running means of the code vectors, 0.99 by default.
+        network: for a diffusion, "mlp", "unet" or "dit" (a diffusion transformer); the last two are for images.
+        predict: for a diffusion, the prediction of its network, as for `Diffusion`; "edm" has the scale of the data.
+        standardize: whether to standardize the reals of x and of given. Parts of your own then read standardized x. If
+            the likelihood is a mass or has bounds, such as "poisson" or "beta", x keeps its own units.
+        columns: kind of each column of a mixed table, as for `Columns`: "made" is then a chain over the columns,
+            "any-order" a chain in any order, "vae" has independent columns given z, and "pixels" has independent
+            columns. Default `Data.kinds`.
+        max_parameters: largest number of parameters; None for any number.
+
+    Returns:
+        The program, untrained, on the CPU.
 
     Warns:
-        UserWarning: a feature of reals is constant, or float32 is too coarse for it.
+        UserWarning: a real feature is constant, or float32 is too coarse for it.
 
     Raises:
-        ValueError, TypeError: an unknown model, or a part that the model does not have.
-        TooLargeError: the program would have more parameters than ``max_parameters``. No memory has been taken for
-            them, and the message names the models that fit.
+        ValueError, TypeError: the model is unknown, or does not have a part that was passed.
+        TooLargeError: the program would have more parameters than ``max_parameters``. It was not allocated, and the
+            message names the models that fit.
 
     >>> import dgm_pyro as dgm
     >>> dgm.build("vae", dgm.data.load("digits"), prior="vae").latents("x")
@@ -963,14 +969,14 @@ def build(
         )
     if len(data.event_shape) == 2:
         warnings.warn(
-            f"{data.name} has event_shape {tuple(data.event_shape)}, which is built as a vector of features: if it "
+            f"{data.name} has event_shape {tuple(data.event_shape)}, which is treated as a vector of features: if it "
             "holds images, pass them as (N, 1, H, W), x.unsqueeze(1)",
             stacklevel=2,
         )
     given = data.given
     if given is not None and (labeled or model == "classifier"):
         raise ValueError(
-            f"{data.name} has a given beside its labels, and a classifier conditions on the label alone: leave one out"
+            f"{data.name} has both labels and a given, but a classifier conditions on the label alone: leave one out"
         )
     units = units_of(_with_nan(data), "x") if standardize and data.levels is None else None
     given_units = units_of(given, "given") if standardize and given is not None else None
@@ -992,41 +998,41 @@ def build(
 
 
 class TooLargeError(ValueError):
-    """A model would have more parameters than `build` may make.
+    """A model would have more parameters than the ``max_parameters`` of `build`.
 
     Attributes:
-        num_parameters: how many.
+        num_parameters: its number of parameters.
     """
 
     def __init__(self, name: str, data: Data, num_parameters: int, largest: int, fitting: Mapping[str, int]):
         self.num_parameters = num_parameters
         fit = ", ".join(f"{other} ({size:,})" for other, size in fitting.items())
         super().__init__(
-            f"{name!r} would have {num_parameters:,} parameters for {data.name}, x of shape {tuple(data.event_shape)}; "
-            f"max_parameters is {largest:,}. These fit: {fit or 'none'}. Or pass max_parameters=None"
+            f"{name!r} would have {num_parameters:,} parameters for {data.name}, x of shape {tuple(data.event_shape)}, "
+            f"but max_parameters is {largest:,}. These fit: {fit or 'none'}. Or pass max_parameters=None"
         )
 
 
 class _WithoutMemory(TorchFunctionMode):
-    """The weights of layers, which torch makes by `torch.empty`, have no numbers."""
+    """Makes the weights of layers, which torch allocates by `torch.empty`, on the meta device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.empty and kwargs.get("dtype") is None:  # not one of indices
+        if func is torch.empty and kwargs.get("dtype") is None:  # not for indices
             kwargs = {**kwargs, "device": "meta"}
-        # A statement that runs when a program is made mixes weights with numbers: what comes of it has none.
+        # An operation in a constructor may mix weights with other tensors: its result has no numbers either.
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if len({tensor.is_meta for tensor in tensors}) == 2:
             args, kwargs = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
         return func(*args, **kwargs)
 
 
-# A program in units of its own, these units, and q(y | x) where a label has to be inferred.
+# A program in its own units, these units, and q(y | x) where a label has to be inferred.
 _MadeProgram = tuple[Program, Units | None, Categorical | None]
 
 
 def _num_parameters(make: Callable[[], _MadeProgram]) -> int:
-    """Number of parameters of what ``make`` makes; it takes no memory, and draws no random numbers."""
+    """Number of parameters of what ``make`` makes, without allocating them or drawing random numbers."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), _WithoutMemory():
         warnings.simplefilter("ignore")
         program, _, labels = make()
@@ -1034,7 +1040,7 @@ def _num_parameters(make: Callable[[], _MadeProgram]) -> int:
 
 
 def _sizes_that_fit(makes: Mapping[str, Callable[[], _MadeProgram]], largest: int) -> dict[str, int]:
-    """The number of parameters of each of these that can be made and has at most ``largest``."""
+    """Number of parameters of each of ``makes`` that can be made and has at most ``largest``."""
     sizes = {}
     for name, make in makes.items():
         with contextlib.suppress(ValueError):
@@ -1050,12 +1056,12 @@ def _make_program(
     columns: Mapping[str, Any] | None,
     units: Units | None,
 ) -> _MadeProgram:
-    """What `build` puts together, of arguments that fit each other."""
+    """The program of `build`, from arguments that fit each other."""
     if name == "classifier":
         return classifier(data, units), None, None
     labels = "num_classes" in reads
     if columns is not None:
-        program, left = _of_columns(name, data, reads, columns, swaps), None
+        program, left = _columns_model(name, data, reads, columns, swaps), None
     elif units is not None and _in_own_units(swaps.get("likelihood")):
         reading = lambda make: Standardize(*units, make(data.event_shape))  # noqa: E731
         program, left = MODELS[name][0](data, reads, reading=reading, **swaps), None
@@ -1070,21 +1076,21 @@ def _make_program(
 
 
 def _generates_from_given(vae: VAE) -> bool:
-    """Whether p(x | given) of a VAE depends on it; an encoder that reads it does not change it."""
+    """Whether p(x | given) of a VAE depends on ``given``; reading it in the encoder alone does not count."""
     return vae.prior.conditional or is_pair(vae.likelihood.given_shape)
 
 
-def _of_columns(model: str, data: Data, reads: Reads, columns: Mapping[str, Any], swaps: dict[str, Any]) -> Program:
-    """The model of that name, of columns of mixed kinds."""
+def _columns_model(model: str, data: Data, reads: Reads, columns: Mapping[str, Any], swaps: dict[str, Any]) -> Program:
+    """The model of the name ``model``, for columns of mixed kinds."""
     if model not in COLUMN_MODELS:
         raise ValueError(
             f"columns are for the models {', '.join(COLUMN_MODELS)}, not for {model!r}: choose one of these, or leave "
-            "out columns (--kinds) and have numbers alone"
+            "out columns (--kinds) and use numeric columns alone"
         )
     if "likelihood" in swaps:
-        raise ValueError("columns are the likelihood: leave out columns or likelihood")
+        raise ValueError("columns is a likelihood too: leave out columns or likelihood")
     if data.levels is not None or tuple(data.event_shape) != (len(columns),):
-        raise ValueError(f"columns has {len(columns)} kinds, but data are {data!r}: pass reals, (N, {len(columns)})")
+        raise ValueError(f"columns has {len(columns)} kinds, but data is {data!r}: pass reals, (N, {len(columns)})")
     x = _with_nan(data)
     shift, scale = units_of(x)
     table = Columns(columns, shift=shift, scale=scale)
@@ -1092,7 +1098,7 @@ def _of_columns(model: str, data: Data, reads: Reads, columns: Mapping[str, Any]
     reader = partial(ColumnReader, table.categories, table.amounts, *units_of(torch.where(amount, x.log1p(), x)))
 
     def likelihood(network: Callable[[int], nn.Module]) -> Columns:
-        """Given what a network reads that is made of its number of parameters per column."""
+        """The columns given z, with a network from its number of parameters per column."""
         return Columns(columns, lambda size: network(size // len(columns)), shift=shift, scale=scale)
 
     if model == "made":
@@ -1105,12 +1111,12 @@ def _of_columns(model: str, data: Data, reads: Reads, columns: Mapping[str, Any]
         reading = lambda make: reader(make((reader().out_features,)))  # noqa: E731
         return vae(data, reads, columns=likelihood, reading=reading, **swaps)
     if reads:
-        return likelihood(lambda p: _of_given(reads, p * len(columns)))
+        return likelihood(lambda p: _network_of_given(reads, p * len(columns)))
     return Columns(columns, shift=shift, scale=scale, learned=True)
 
 
 def _with_number(kind: tuple[Any, ...]) -> Any:
-    """A kind of `Data` as `Columns` takes it: with the number of its words."""
+    """A kind of `Data` in the form of `Columns`: with the number of its words instead of the words."""
     label, *values = kind
     if label in WITH_WORDS:
         return label, len(values)
@@ -1118,7 +1124,7 @@ def _with_number(kind: tuple[Any, ...]) -> Any:
 
 
 def _in_own_units(likelihood: Program | str | None) -> bool:
-    """Whether a shift would take x out of the likelihood's support."""
+    """Whether a shift would move x out of the likelihood's support."""
     if not isinstance(likelihood, Program):
         return likelihood in OWN_UNITS
     given = example_given(likelihood)
@@ -1130,19 +1136,22 @@ def _in_own_units(likelihood: Program | str | None) -> bool:
 
 
 def units_of(x: torch.Tensor, argument: str = "x") -> Units:
-    """Shift and scale of each feature of reals, of each channel of images: what `build` standardizes by.
+    """Shift and scale by which `build` standardizes each real feature, or each channel of images.
 
-    They take all but a hundredth of the values to -4 .. 4: splines bend within -5 .. 5, and networks see detail. Where
-    tails are so heavy that this range is more than three times that of a Normal with the same quartiles, the Normal's
-    is taken. A feature that is nearly always the same has its mean and standard deviation; a constant one the scale 1.
-    Of many data, an even sample is looked at.
+    They map 99 % of the values to -4 .. 4, because splines act within -5 .. 5. If tails are so heavy that this range is
+    more than three times that of a Normal with the same quartiles, the range of the Normal is used. A feature that is
+    nearly always the same gets its mean and standard deviation, and a constant feature the scale 1. Large data are
+    sampled at even spacing.
 
     Args:
-        x: ``(N, *event_shape)``; NaN where it is missing.
-        argument: its name, for messages.
+        x: ``(N, *event_shape)``; NaN for missing values.
+        argument: name of x in messages.
+
+    Returns:
+        Shift and scale, each of a shape that broadcasts to ``event_shape``.
 
     Warns:
-        UserWarning: a feature is constant, or has offsets that float32 is too coarse for.
+        UserWarning: a feature is constant, or float32 is too coarse for its offset.
     """
     image = x.dim() == 4
     features = x.shape[1] if image else x[0].numel()
@@ -1158,11 +1167,11 @@ def units_of(x: torch.Tensor, argument: str = "x") -> Units:
     mean, rare = columns.nanmean(0), scale <= 0
     shift = torch.where(rare, mean, shift)
     scale = torch.where(rare, (columns - mean).square().nanmean(0).sqrt(), scale)
-    constant = ~(scale > 1e-12 * center.abs().clamp_min(1e-12))  # or never observed
+    constant = ~(scale > 1e-12 * center.abs().clamp_min(1e-12))  # also true if never observed
     shift = shift.nan_to_num()
     coarse = torch.finfo(x.dtype).eps * columns.abs().nan_to_num().amax(0) > COARSE * scale
     for trouble, message in (
-        (constant, "is constant, and its density has no bound: drop it"),
+        (constant, "is constant, so its density is unbounded: drop it"),
         (
             coarse & ~constant,
             f"is too coarse in {x.dtype} for its distance from 0: pass float64, or subtract an offset",
@@ -1182,23 +1191,23 @@ def _with_nan(data: Data) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class _SampledData(Data):
-    """Some of the data; ``whole`` is the number of all."""
+    """A sample of the data; ``whole`` is the number of all data."""
 
     whole: int = field(default=0, kw_only=True)
 
 
 def _sample_rows(rows: Data, whole: int) -> Data:
-    """``rows``, of so many data."""
+    """``rows``, as a sample of ``whole`` data."""
     if len(rows) == whole:
         return rows
     return _SampledData(**{each.name: getattr(rows, each.name) for each in fields(Data)}, whole=whole)
 
 
-def _number_of(data: Data) -> int:
+def _num_all_data(data: Data) -> int:
     return data.whole if isinstance(data, _SampledData) else len(data)
 
 
 def _standardized(data: Data, units: Units) -> Data:
-    """Some of the data as the program within sees them."""
+    """A sample of the data in the units of the program within."""
     rows = data[:: max(1, data.x.numel() // NUMBERS_FOR_UNITS)]
-    return _sample_rows(rows.replaced(x=Standardize(*units)(rows.x)), _number_of(data))
+    return _sample_rows(rows.replaced(x=Standardize(*units)(rows.x)), _num_all_data(data))

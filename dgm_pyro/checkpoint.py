@@ -1,4 +1,4 @@
-"""Checkpoints that cannot run code: a program is stored as names and numbers, and its constructors rebuild it.
+"""Checkpoints that cannot run code: names and numbers, from which constructors rebuild the program.
 
 A checkpoint is one folder with two files:
 
@@ -7,9 +7,9 @@ A checkpoint is one folder with two files:
 - ``weights-<start of that sha256>.safetensors``: parameters, buffers, and tensors among the constructor arguments.
 
 Loading looks names up in the registry and in a list of torch.nn layers, and calls constructors; it never unpickles
-and never imports. The weights are written first, under a name that their content gives, and ``program.json`` replaces
-its predecessor in one step: a save that is interrupted at any point leaves the old checkpoint whole. A reader beside a
-writer reads the old one or the new one. A program that asks for far more memory than its weights is not built.
+and never imports. The weights are written first, under a name that depends on their content. Then ``program.json`` is
+replaced in one step. So a save that is interrupted at any point leaves the old checkpoint intact, and a concurrent
+reader gets the old one or the new one. A program that would need far more memory than its weights is not built.
 
 >>> import tempfile, torch, dgm_pyro as dgm
 >>> program = dgm.Normal(2, torch.nn.Linear(3, 4))
@@ -64,7 +64,7 @@ CONTAINERS: dict[str, type[nn.Module]] = {
     f"torch.nn.{cls.__name__}": cls for cls in (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 }
 
-# Layers whose attributes are their constructor arguments, and say all about them.
+# Layers that their constructor arguments, which are also their attributes, describe completely.
 LAYERS: dict[str, type[nn.Module]] = {
     f"torch.nn.{cls.__name__}": cls
     for cls in (
@@ -79,7 +79,7 @@ LAYERS: dict[str, type[nn.Module]] = {
     )
 }
 
-# Uses of modules in a program, a shared one counted each time it is used: what torch walks through again and again.
+# Most uses of modules in a program. A shared module counts each time, because torch visits it each time.
 MOST_MODULES = 100_000
 
 REALS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -95,14 +95,14 @@ def save(program: Program, path: str | PathLike[str], extra: Any = None) -> None
     """Store ``program`` in the folder ``path``, replacing an earlier checkpoint there.
 
     Args:
-        program: of registered classes (``@dgm.register``) and common torch.nn layers.
-        path: a folder; it is made if need be, and may hold other files, which stay.
+        program: a program of registered classes (``@dgm.register``) and common torch.nn layers.
+        path: a folder, which is made if needed; other files in it do not change.
         extra: numbers, strings, lists, tuples and dicts to store with the program; `read_extra` returns them.
 
     Raises:
-        TypeError: a class is not registered, or an argument is nothing that a checkpoint can hold.
-        CheckpointError: the program was changed after it was built, and its arguments no longer describe it; a
-            weight is NaN; or ``path`` is a file.
+        TypeError: a class is not registered, or a checkpoint cannot store an argument.
+        CheckpointError: the program was changed after it was built, so its arguments no longer describe it; a weight
+            is NaN; or ``path`` is a file.
     """
     header, weights = pack(program, extra)
     check_path(path, "path")
@@ -114,7 +114,7 @@ def save(program: Program, path: str | PathLike[str], extra: Any = None) -> None
 
 
 def pack(program: Program, extra: Any = None) -> tuple[dict[str, Any], bytes]:
-    """The two files of a checkpoint: what is in the header, and the weights. Raises as `save`."""
+    """The contents of the two files of a checkpoint, the header and the weights. Raises the errors of `save`."""
     check_program(program)
     graph = _Graph()
     graph.add(program, "program")
@@ -136,7 +136,7 @@ def pack(program: Program, extra: Any = None) -> tuple[dict[str, Any], bytes]:
         "evaluating": [name for name, module in program.named_modules() if not module.training],
         "extra": _encode(extra, "extra", None),
     }
-    # Better now, while the program is in memory, than when it is needed again.
+    # Checked now, while the program is in memory, and not when it is loaded.
     difference = _first_difference(program, _rebuild(graph.nodes, graph.tensors))
     if difference:
         raise CheckpointError(
@@ -145,7 +145,9 @@ def pack(program: Program, extra: Any = None) -> tuple[dict[str, Any], bytes]:
         )
     spoilt = next((name for name, tensor in state.items() if _holds_nan(tensor)), None)
     if spoilt is not None:
-        raise CheckpointError(f"{spoilt} of this {type(program).__name__} holds NaN: train it again, at a lower rate")
+        raise CheckpointError(
+            f"{spoilt} of this {type(program).__name__} holds NaN: train it again with a lower learning rate"
+        )
     content = safetensors.torch.save({name: _storable(tensor) for name, tensor in weights.items()})
     header["weights"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     return header, content
@@ -162,14 +164,14 @@ def load(path: str | PathLike[str], device: str | torch.device = "cpu") -> Progr
     Import your own classes first: ``@dgm.register`` must have run.
 
     Raises:
-        CheckpointError: the path is missing or no checkpoint, a file is truncated or damaged, a weight is NaN or of
-            another kind of number, the format is newer, or a class is unknown or has changed. The message says which.
+        CheckpointError: the path is missing or no checkpoint, a file is truncated or damaged, a weight is NaN or has
+            another dtype, the format is newer, or a class is unknown or has changed. The message says which.
     """
     return load_with_extra(path, device)[0]
 
 
 def load_with_extra(path: str | PathLike[str], device: str | torch.device = "cpu") -> tuple[Program, dict[str, Any]]:
-    """The program, and what was stored with it at the same moment: ``extra``, and the sha256 of the ``weights``.
+    """The program, and a dict of what was stored with it: ``extra``, and the sha256 of the ``weights``.
 
     Raises:
         CheckpointError: as `load`.
@@ -185,7 +187,7 @@ def load_with_extra(path: str | PathLike[str], device: str | torch.device = "cpu
         nodes = header["modules"] if version == FORMAT_VERSION else old_names.upgraded(header["modules"])
         tied, extra = dict(header["tied"]), _decode(header["extra"], [], {})
         _check_uses(nodes)
-        # Reals may be stored in a quarter of the bytes that are computed with, and initial values take some more.
+        # Reals may be stored in a quarter of the bytes of their computation, and initial values take some more.
         with _Budget(16 * header["weights"]["bytes"] + 2**26):
             program = _rebuild(nodes, weights)
         frozen, evaluating = set(header["frozen"]), set(header["evaluating"])
@@ -198,7 +200,7 @@ def load_with_extra(path: str | PathLike[str], device: str | torch.device = "cpu
     if not isinstance(program, Program):
         raise _corrupted(folder, f"it describes a {type(program).__name__}, which is not a Program")
     state, learned = _all_tensors(program), program.state_dict().keys()
-    # What a state_dict leaves out is computed by the constructor; an earlier version of the class may not have had it.
+    # The constructor computes what a state_dict leaves out; an earlier version of the class may not have had it.
     state = {name: tensor for name, tensor in state.items() if name in learned or tied.get(name, name) in weights}
     stored = {name: weights[tied.get(name, name)] for name in state if tied.get(name, name) in weights}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -217,7 +219,7 @@ def load_with_extra(path: str | PathLike[str], device: str | torch.device = "cpu
                 f"{tensor.dtype}: save the program itself again, not a reduced copy of its weights"
             )
         if _holds_nan(stored[name]):
-            raise CheckpointError(f"{file}: {name} holds NaN: train the program again, at a lower rate")
+            raise CheckpointError(f"{file}: {name} holds NaN: train the program again with a lower learning rate")
     for name, tensor in state.items():
         # The constructor's memory layout is kept, because the order of a sum is part of its last bits.
         tensor.data = torch.empty_like(tensor, dtype=stored[name].dtype).copy_(stored[name])
@@ -244,7 +246,7 @@ def read_extra(path: str | PathLike[str]) -> Any:
 
 
 class _Graph:
-    """Modules in the order in which they can be rebuilt, each once however often it is used, and their tensors."""
+    """The modules in the order in which they can be rebuilt, each once even if it is shared, and their tensors."""
 
     def __init__(self) -> None:
         self.nodes: list[dict[str, Any]] = []
@@ -291,7 +293,7 @@ def _layer_arguments(module: nn.Module) -> dict[str, Any]:
 
 
 def _encode(value: Any, where: str, graph: _Graph | None) -> Any:
-    """JSON for a constructor argument; an object with one key that starts with $ encodes a value that JSON lacks."""
+    """JSON for a constructor argument; an object whose only key starts with $ encodes a value that JSON lacks."""
     if isinstance(value, np.generic):
         value = value.item()
     kind = type(value)
@@ -329,7 +331,7 @@ def encoded(value: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def decoded(tree: Any, tensors: dict[str, Tensor]) -> Any:
-    """What `encoded` took."""
+    """The tree that `encoded` was given."""
     return _decode(tree, [], tensors)
 
 
@@ -362,9 +364,9 @@ def _decode(node: Any, modules: list[nn.Module], tensors: dict[str, Tensor]) -> 
 
 
 def _rebuild(nodes: list[dict[str, Any]], tensors: dict[str, Tensor]) -> nn.Module:
-    """The last of ``nodes``, with the weights that its constructors start from."""
+    """The module of the last of ``nodes``, with the initial weights of its constructors."""
     modules: list[nn.Module] = []
-    # Constructors draw initial weights; neither saving nor loading may move the caller's random numbers.
+    # Constructors draw initial weights, but neither saving nor loading may change the caller's random state.
     with torch.random.fork_rng(devices=[]):
         for node in nodes:
             name = node["class"]
@@ -381,7 +383,7 @@ def _rebuild(nodes: list[dict[str, Any]], tensors: dict[str, Tensor]) -> nn.Modu
             arguments = {key: _decode(value, modules, tensors) for key, value in node["arguments"].items()}
             try:
                 modules.append(_construct(cls, arguments))
-            except Exception as error:  # whatever a constructor raises, it means one thing here
+            except Exception as error:  # any error of a constructor means the same here
                 raise CheckpointError(
                     f"{name} can no longer be built with the checkpoint's arguments {', '.join(arguments)}: "
                     f"{_first_line(error)}"
@@ -390,7 +392,7 @@ def _rebuild(nodes: list[dict[str, Any]], tensors: dict[str, Tensor]) -> nn.Modu
 
 
 def _check_uses(nodes: list[dict[str, Any]]) -> None:
-    """Raise if modules hold each other in so many ways that a walk through the program would take forever."""
+    """Raise if modules share each other so often that a walk through the program would never end."""
 
     def references(value: Any) -> Iterator[int]:
         if isinstance(value, list):
@@ -409,7 +411,7 @@ def _check_uses(nodes: list[dict[str, Any]]) -> None:
 
 
 class _Budget(TorchDispatchMode):
-    """Tensors of no more than ``num_bytes`` together are made in this context; the next one raises before it is."""
+    """Limits the tensors made in this context to ``num_bytes`` in total; one that exceeds it is not made."""
 
     def __init__(self, num_bytes: int):
         super().__init__()
@@ -418,7 +420,7 @@ class _Budget(TorchDispatchMode):
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if "device" in kwargs:  # it makes a tensor from sizes
-            with contextlib.suppress(NotImplementedError, RuntimeError):  # of what cannot be asked, the rest tells
+            with contextlib.suppress(NotImplementedError, RuntimeError):  # its size is unknown; others count
                 self.left -= operation(*args, **kwargs | {"device": torch.device("meta")}).nbytes
         elif operation is torch.ops.aten.clone.default:
             self.left -= args[0].nbytes
@@ -440,7 +442,7 @@ def _all_tensors(program: nn.Module) -> dict[str, Tensor]:
     foreign = [name for name, value in program.state_dict().items() if not isinstance(value, Tensor)]
     if foreign:
         raise TypeError(
-            f"{foreign[0]} is extra state, which a checkpoint cannot store: make it a buffer or an argument"
+            f"{foreign[0]} is extra state, which a checkpoint cannot store: make it a buffer or a constructor argument"
         )
     return {
         **dict(program.named_parameters(remove_duplicate=False)),
@@ -449,7 +451,7 @@ def _all_tensors(program: nn.Module) -> dict[str, Tensor]:
 
 
 def _is_kind(stored: torch.dtype, built: torch.dtype) -> bool:
-    """Whether a tensor of one dtype may stand for one of the other: reals of any precision for reals, else the same."""
+    """Whether weights of one dtype fit the other: the same dtype, or reals of any precision for reals."""
     return stored == built or (stored in REALS and built in REALS)
 
 
@@ -458,7 +460,7 @@ def _holds_nan(tensor: Tensor) -> bool:
 
 
 def _first_difference(program: nn.Module, rebuilt: nn.Module) -> str | None:
-    """The first place where two module trees differ in class, in shape, or in what shares memory; None if none does."""
+    """The first difference of two module trees in classes, shapes or shared memory; None if there is none."""
 
     def layout(module: nn.Module) -> dict[str, str]:
         state, first = _all_tensors(module), dict[int, str]()
@@ -472,7 +474,7 @@ def _first_difference(program: nn.Module, rebuilt: nn.Module) -> str | None:
     for name in {**was_built, **is_now}:
         here, there = is_now.get(name, "missing"), was_built.get(name, "missing")
         if here != there:
-            return f"{name or 'it'} is {here}, and was built as {there}"
+            return f"{name or 'it'} is {here}, but was built as {there}"
     return None
 
 
@@ -489,9 +491,9 @@ def _weights_name(digest: str) -> str:
 
 
 def write_named(folder: Path, name: str, header: dict[str, Any], parts: Mapping[str, bytes]) -> None:
-    """Write the ``parts``, whose names are digests of them, then the header that names them; then remove older parts.
+    """Write the ``parts``, named by their digests, then the header that names them, and then remove older parts.
 
-    A kill at any point leaves the old header with its parts, or the new one with its.
+    A kill at any point leaves either the old header and its parts, or the new ones.
     """
     for part, content in parts.items():
         write_file(folder / part, content)
@@ -500,7 +502,7 @@ def write_named(folder: Path, name: str, header: dict[str, Any], parts: Mapping[
 
 
 def remove_unnamed(folder: Path) -> None:
-    """Remove the weights and states that no header names; nothing whose name is not the digest of its content."""
+    """Remove weights and states that no header names; files not named by their own digest are kept."""
     named = set()
     for header in (HEADER, STATE):
         with contextlib.suppress(FileNotFoundError):
@@ -512,14 +514,14 @@ def remove_unnamed(folder: Path) -> None:
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header and the weights of one moment."""
+    """The header and the weights that belong to it."""
     while True:
         header = _read_header(folder)
         try:
             with _parsing(folder):
                 return header, _read_weights(folder, header["weights"])
         except CheckpointError:
-            if _read_header(folder) == header:  # else they have been replaced meanwhile
+            if _read_header(folder) == header:  # else a writer has replaced them in the meantime
                 raise
 
 
@@ -557,7 +559,7 @@ def _read_weights(folder: Path, expected: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _checked_content(path: Path, digest: str, size: int, header: str) -> bytes:
-    """The content of a file, if it is the one that the header names; larger ones are not read."""
+    """The content of a file if it has the size and digest of the header; a file of another size is not read."""
     found = path.stat().st_size
     if found < size:
         raise CheckpointError(f"{path} is truncated: it has {found} of {size} bytes, copy it again")
@@ -576,7 +578,7 @@ def safetensors_of(path: Path, content: bytes) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _parsing(folder: Path) -> Iterator[None]:
-    """Whatever a header of another structure trips over, it means that the header is corrupted."""
+    """Turn all errors from a header of another structure into one: the header is corrupted."""
     try:
         yield
     except CheckpointError:
@@ -586,7 +588,7 @@ def _parsing(folder: Path) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """What it says; torch adds a stack of its own."""
+    """The message without the stack that torch appends."""
     return str(error).partition("\n")[0]
 
 

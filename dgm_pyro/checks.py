@@ -20,12 +20,12 @@ INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def is_integer(value: Any) -> bool:
-    """Whether ``value`` is an int, and no truth value."""
+    """Whether ``value`` is an int and not a bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _got_no_int(value: Any) -> str:
-    """The end of a message about an integer: numpy's and torch's look like one."""
+    """The end of a message about an argument that is no int; numpy's and torch's integers look like one."""
     kind = type(value).__name__
     return f"got {value}, of type {kind}: use int(...) of it" if hasattr(value, "item") else f"got {value!r}"
 
@@ -39,7 +39,7 @@ def as_shape(shape: Any, argument: str = "event_shape") -> torch.Size:
 
 
 def as_given_shape(shape: Any) -> Shape:
-    """The shape of one ``given`` as a torch.Size; a tuple of them where ``given`` is a tuple."""
+    """The shape of one ``given`` as a torch.Size, or a tuple of shapes where ``given`` is a tuple."""
     if isinstance(shape, Sequence) and any(isinstance(part, Sequence) and not isinstance(part, str) for part in shape):
         return tuple(as_given_shape(part) for part in shape)
     return as_shape(shape, "given_shape")
@@ -86,7 +86,7 @@ def check_seed(seed: Any) -> int:
 
 
 def generator(seed: Any) -> torch.Generator:
-    """A generator on the CPU, which the seed alone determines."""
+    """A generator on the CPU with this seed."""
     return torch.Generator().manual_seed(check_seed(seed))
 
 
@@ -96,25 +96,25 @@ def check_choice(value: Any, choices: Collection[str], argument: str) -> None:
 
 
 def close_to(name: Any, choices: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known one that is spelled most alike, where one is."""
+    """The end of a message about an unknown name: the known name with the closest spelling, if there is one."""
     close = nearest_name(name, choices) if isinstance(name, str) else None
     return "" if close is None else f" (did you mean {close!r}?)"
 
 
 def nearest_name(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The choice that is spelled most alike, in any case; None where none is ``cutoff`` alike, from 0 to 1."""
+    """The choice with the closest spelling, in any case; None if no similarity, from 0 to 1, reaches ``cutoff``."""
     known = {choice.lower(): choice for choice in choices}
     return next((known[close] for close in difflib.get_close_matches(name.lower(), known, 1, cutoff)), None)
 
 
 def near_name(path: Path) -> str:
-    """The end of a message about a path that is not there: the file beside it whose name is most alike."""
+    """The end of a message about a path that does not exist: the file next to it with the closest name."""
     beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
     return close_to(path.name, beside)
 
 
 def check_network_options(*, levels: Any = None, num_classes: Any = None, dropout: Any = 0.0) -> None:
-    """Raise unless what networks have in common fits."""
+    """Check the options that networks have in common."""
     if levels is not None:
         check_count(levels, "levels", at_least=2)
     if num_classes is not None:
@@ -131,10 +131,10 @@ def check_name(name: Any, argument: str) -> None:
 
 
 def check_type(value: Any, kind: Any, argument: str, wanted: str) -> None:
-    """Raise unless ``value`` is of that kind.
+    """Raise a TypeError unless ``value`` is an instance of ``kind``.
 
     Args:
-        wanted: what the message calls the kind ("a dgm.Program").
+        wanted: description of the kind for the message ("a dgm.Program").
     """
     if not isinstance(value, kind):
         raise TypeError(f"{argument} must be {wanted}, got {type(value).__name__}")
@@ -145,7 +145,7 @@ def check_path(path: Any, argument: str) -> None:
 
 
 def check_dense(x: Any, argument: str) -> None:
-    """Raise unless ``x`` is a tensor whose values lie in memory one by one."""
+    """Raise unless ``x`` is a dense tensor."""
     if not isinstance(x, Tensor):
         remedy = (
             f"{argument}.x" if isinstance(getattr(x, "x", None), Tensor) else f"torch.as_tensor({argument})"
@@ -156,7 +156,7 @@ def check_dense(x: Any, argument: str) -> None:
 
 
 def is_finite(x: Tensor) -> bool:
-    """Whether no number is NaN or infinite. A sum shows it without a copy, unless it overflows."""
+    """Whether no number is NaN or infinite. Their sum shows it without a copy, unless it overflows."""
     return bool(torch.isfinite(x.sum()) or torch.isfinite(x).all())
 
 
@@ -164,7 +164,7 @@ def check_finite(x: Any, argument: str, *, missing: bool = False) -> None:
     """Raise unless ``x`` is a tensor of numbers, none of them NaN or infinite.
 
     Args:
-        missing: whether NaN may stand for what is missing, which a `Data` says.
+        missing: whether the message should mention NaN for missing values, which a `Data` can mark.
     """
     check_dense(x, argument)
     if not is_finite(x):
@@ -179,7 +179,7 @@ def check_range(x: Tensor, argument: str, rows: Sequence[int] | Any = None) -> N
     """Raise if a finite double is beyond the range of the default dtype, in which networks compute.
 
     Args:
-        rows: numbers of the rows, for the message; by default from 0.
+        rows: row numbers for the message; default from 0.
     """
     dtype = torch.get_default_dtype()
     largest = torch.finfo(dtype).max
@@ -189,8 +189,8 @@ def check_range(x: Tensor, argument: str, rows: Sequence[int] | Any = None) -> N
     name = str(dtype).removeprefix("torch.")
     raise ValueError(
         f"{argument} holds {x[place].item():.4g} in row {row if rows is None else rows[row]}, but networks compute in "
-        f"{name}, whose largest number is {largest:.4g}: use other units or logarithms, or correct it if it stands for "
-        "something else, such as a missing value"
+        f"{name}, whose largest number is {largest:.4g}: use other units or logarithms, or correct the value if it "
+        "marks a missing one"
     )
 
 
@@ -229,10 +229,10 @@ def check_tensor(x: Any, shape: Shape, argument: str, owner: str) -> None:
 
 
 def find_device(device: str | torch.device) -> torch.device:
-    """The device of that name; "auto" is CUDA if there is one, else the CPU.
+    """The device named ``device``; "auto" is CUDA if there is a CUDA device, else the CPU.
 
     Raises:
-        ValueError: torch does not know or does not see it.
+        ValueError: torch does not know the device or does not find it.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

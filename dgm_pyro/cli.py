@@ -1,7 +1,7 @@
 """The command line: ``dgm tour``, ``train``, ``sample``, ``evaluate``, ``list``.
 
-A command reads its options, calls one function of the library, and prints what that returns. Whatever is wrong with
-the input ends in one line on stderr and a non-zero exit; ``dgm --debug`` shows the traceback.
+A command reads its options, calls one function of the library, and prints the result. Bad input prints one line on
+stderr and exits with a non-zero status; ``dgm --debug`` shows the traceback.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import typer
 from dgm_pyro.old_names import FLAGS
 from dgm_pyro.training.options import TrainingOptions, option_types, value_of
 
-# Modules that take long to import are imported by the commands that need them.
+# Modules that are slow to import are imported by the commands that need them.
 if TYPE_CHECKING:
     from dgm_pyro.experiments.commands import OpenRun
     from dgm_pyro.results import Result
@@ -50,7 +50,7 @@ def _option(meaning: str, *names: str, **options: Any) -> Any:
 
 
 def _complete_run(incomplete: str) -> list[str]:
-    """Folders of runs that complete a word."""
+    """Folders of runs whose path starts with ``incomplete``."""
     patterns = (f"{glob.escape(incomplete)}*{below}/run.json" for below in ("", "/*"))
     return sorted({os.path.dirname(found) for pattern in patterns for found in glob.glob(pattern)})
 
@@ -85,18 +85,18 @@ Seed = Annotated[int, _option("Seed; the same seed on the same machine gives the
 DataDir = Annotated[
     str | None, _option("Folder of data sets that are read from files. Default: the environment variable DGM_DATA.")
 ]
-Backend = Annotated[str | None, _option("Cluster to run on, in the place of processes of this machine: dask or ray.")]
+Backend = Annotated[str | None, _option("Cluster to run on, instead of processes on this machine: dask or ray.")]
 Address = Annotated[str | None, _option("Address of the --backend, such as tcp://10.0.0.1:8786.")]
 Json = Annotated[bool, _option("Print the result as JSON.", "--json")]
 Picture = Annotated[
     Path | None, _output_option(".png", "Output picture, a .png. Default: in the folder of the (first) run.")
 ]
-Split = Annotated[str, _option("Split of the data set: train or test; valid where there is one.")]
+Split = Annotated[str, _option("Split of the data set: train or test; also valid, if the data set has one.")]
 Samples = Annotated[
     int,
     _option(
-        "Number of importance samples per datum, for a model with latent variables. 1 gives the ELBO, K the tighter "
-        "IWAE bound."
+        "Number of importance samples per datum, for a model with latent variables. 1 gives the ELBO; more give the "
+        "tighter IWAE bound."
     ),
 ]
 FalseAlarms = Annotated[float, _option("Largest probability that a datum like the normal ones is flagged or rejected.")]
@@ -112,7 +112,7 @@ DataSet = Annotated[
 OtherData = Annotated[
     str | None,
     _option(
-        "Other data: a file or folder, all of which is taken, or the test split of a data set. Default: the run's own.",
+        "Other data: a file or a folder, used in full, or the test split of a data set. Default: the run's own.",
         metavar="PATH",
         autocompletion=_data_sets,
     ),
@@ -121,13 +121,11 @@ Model = Annotated[str, _argument("MODEL", "Model to train: see dgm list.", _comp
 NumData = Annotated[int | None, _option("Use only this many training data.")]
 LatentSize = Annotated[int | None, _option("Number of features of the latent z of a vae.")]
 COLUMNS = "COLUMN,COLUMN,..."
-Standardizes = Annotated[
-    bool, _option("Standardize reals inside the model; its numbers stay in the units of the data.")
-]
+Standardizes = Annotated[bool, _option("Standardize reals inside the model. Results stay in the units of the data.")]
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
-    """Whether an option stands in the command."""
+    """Whether an option was given in the command."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -137,14 +135,14 @@ def _comma_separated(text: str | None) -> tuple[str, ...]:
 
 
 def _without_none(**options: Any) -> dict[str, Any]:
-    """The options that were given."""
+    """The options that are not None."""
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _in_place_of(
+def _replace_argument(
     argument: str, parameters: Sequence[inspect.Parameter], make: Callable[..., Any]
 ) -> Callable[[Command], Command]:
-    """Give a command ``parameters`` in the place of its ``argument``, which ``make`` makes of them.
+    """Replace the ``argument`` of a command by ``parameters``, from which ``make`` makes it.
 
     Arguments without a default come first.
     """
@@ -166,9 +164,9 @@ def _in_place_of(
     return decorate
 
 
-def _made_by(argument: str, make: Callable[..., Any]) -> Callable[[Command], Command]:
-    """Give a command the parameters of ``make`` in the place of its ``argument``."""
-    return _in_place_of(argument, [*inspect.signature(make, eval_str=True).parameters.values()], make)
+def _take_arguments_of(argument: str, make: Callable[..., Any]) -> Callable[[Command], Command]:
+    """Replace the ``argument`` of a command by the parameters of ``make``."""
+    return _replace_argument(argument, [*inspect.signature(make, eval_str=True).parameters.values()], make)
 
 
 def _open_run(run: RunFolder, device: Device = "auto", data_dir: DataDir = None) -> OpenRun:
@@ -178,7 +176,7 @@ def _open_run(run: RunFolder, device: Device = "auto", data_dir: DataDir = None)
 
 
 def _open_own_run(run: RunFolder, device: Device = "auto") -> OpenRun:
-    """For what needs no data."""
+    """Open a run for a command that needs no data."""
     return _open_run(run, device)
 
 
@@ -192,10 +190,10 @@ def _open_runs(
 
 def _reading_options(
     label: Annotated[
-        str | None, _option("Column of a table, or array of an .npz file, that is the label.", metavar="COLUMN")
+        str | None, _option("Column of a table, or array of an .npz file, that holds the labels.", metavar="COLUMN")
     ] = None,
     given: Annotated[
-        str | None, _option("Columns of a table to condition on; array of an .npz file.", metavar=COLUMNS)
+        str | None, _option("Columns of a table, or array of an .npz file, to condition on.", metavar=COLUMNS)
     ] = None,
     columns: Annotated[
         str | None, _option("Columns of a table that are the data. Default: all others.", metavar=COLUMNS)
@@ -203,22 +201,22 @@ def _reading_options(
     kinds: Annotated[
         str | None,
         _option(
-            "Kinds of columns: real, positive, count, integer, bounded:LOW:HIGH, category, ordinal:WORD:WORD:...; auto "
-            "looks at their values, as for all columns that are not named.",
+            "Kinds of columns: real, positive, count, integer, bounded:LOW:HIGH, category, ordinal:WORD:WORD:... With "
+            "auto, and for columns not named here, the kind is guessed from the values.",
             metavar="auto|COLUMN=KIND,...",
         ),
     ] = None,
     levels: Annotated[
-        int | None, _option("The data are integers from 0 to one less than this. Default: reals; images have 256.")
+        int | None, _option("Number of integer levels: the data are 0 .. levels - 1. Default: reals; 256 for images.")
     ] = None,
     size: Annotated[
         int | None, _option("Height and width to crop and scale the images of a folder to. Default: their own.")
     ] = None,
     gray: Annotated[
-        bool | None, _option("Read images as gray, or in color. Default: as they are.", "--gray/--no-gray")
+        bool | None, _option("Read images as gray, or in color. Default: gray if all of them are.", "--gray/--no-gray")
     ] = None,
     crop: Annotated[
-        int | None, _option("Side of the square around the center of the images of a folder that is scaled to --size.")
+        int | None, _option("Side of the centered square in the images of a folder that is scaled to --size.")
     ] = None,
     test_data: Annotated[
         str | None, _option("File or folder of the test data. Default: a random fifth of the data.", metavar="PATH")
@@ -228,7 +226,7 @@ def _reading_options(
         _option("Processes that decode the images of a folder larger than 1 GiB. Default: a thread does."),
     ] = None,
 ) -> dict[str, Any]:
-    """How `experiments.runs.points` reads a file."""
+    """The options by which `experiments.runs.points` reads a file."""
     lists = {
         name: None if text is None else list(_comma_separated(text))
         for name, text in (("given", given), ("columns", columns))
@@ -252,7 +250,7 @@ def _parsed_kinds(text: str) -> dict[str, list[str]]:
 
 
 def _training_options(*without: str) -> Callable[[Command], Command]:
-    """Give a command one option for each field of `TrainingOptions`, in the place of its argument ``options``.
+    """Replace the argument ``options`` of a command by one option for each field of `TrainingOptions`.
 
     Args:
         without: fields that keep their default.
@@ -260,7 +258,7 @@ def _training_options(*without: str) -> Callable[[Command], Command]:
     parameters = [_parameter_of(field) for field in dataclasses.fields(TrainingOptions) if field.name not in without]
 
     def decorate(command: Command) -> Command:
-        return _in_place_of("options", parameters, TrainingOptions)(_interruptible()(command))
+        return _replace_argument("options", parameters, TrainingOptions)(_interruptible()(command))
 
     return decorate
 
@@ -311,7 +309,7 @@ how its file is read."""
 
 
 def _apply_configuration(context: typer.Context, path: Path | None) -> None:
-    """Take what a run was made with, for options that do not stand in the command."""
+    """Take the options of a run's record for those that the command does not name."""
     if path is None:
         return
     from dgm_pyro.experiments import runs
@@ -324,17 +322,17 @@ def _apply_configuration(context: typer.Context, path: Path | None) -> None:
     # The file may have changed since: this is another training.
     reading = options.get("reading", {})
     context.meta[READING] = {name: value for name, value in reading.items() if name != "digests"}
-    none = {"validation": 0, "clip_norm": 0}  # what stands for None where that is not the default
+    none = {"validation": 0, "clip_norm": 0}  # the value that means None, where None is not the default
     given = {name: none.get(name) if value is None else value for name, value in options.items() if name in names}
     given = {name: value for name, value in given.items() if value is not None and value != "auto"}
     context.default_map = {**(context.default_map or {}), **given}
 
 
-# -- how a command runs, and what it prints ---------------------------------------------------------------------------
+# -- running a command, and printing its result -----------------------------------------------------------------------
 
 
 class _Interruption(Exception):
-    """What `Interrupted` says, past typer, which keeps of an interrupt that there was one."""
+    """The message of `Interrupted`, which typer would drop."""
 
 
 @contextlib.contextmanager
@@ -348,7 +346,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _on_a_terminal() -> bool:
-    """Whether somebody sees the bars."""
+    """Whether stderr is a terminal, where progress bars are shown."""
     return sys.stderr.isatty()
 
 
@@ -371,7 +369,7 @@ def root(
     if threads is not None:
         _use_threads(threads)
     if "LOCAL_RANK" in os.environ and context.invoked_subcommand not in (None, "train"):
-        raise ValueError(f"torchrun is for dgm train alone: start dgm {context.invoked_subcommand} without it")
+        raise ValueError(f"torchrun works with dgm train alone: start dgm {context.invoked_subcommand} without it")
     if version:
         from importlib.metadata import version as version_of
 
@@ -385,13 +383,13 @@ def _use_threads(threads: int) -> None:
         raise ValueError(f"--threads must be a positive integer, got {threads}")
     import torch
 
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that this one starts
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for child processes
     torch.set_num_threads(threads)
 
 
 @app.command(epilog="Example: dgm tour --quick --out tour")
 def tour(
-    images: Annotated[bool, _option("Take larger digits: 28x28 pixels, drawn in many fonts.", "--images")] = False,
+    images: Annotated[bool, _option("Use larger digits: 28x28 pixels, drawn in many fonts.", "--images")] = False,
     quick: Annotated[bool, _option("Train for less than a minute, with worse results.", "--quick")] = False,
     out: Annotated[Path, _option("Folder of the report; an earlier tour in it is replaced.")] = Path("tour"),
     resume: Annotated[bool, _option("Continue a tour that was interrupted.", "--resume")] = False,
@@ -409,7 +407,7 @@ def tour(
 
 @app.command(epilog="Example: dgm train vae --data digits --prior flow --epochs 60 --out runs/vae-flow")
 @_training_options()
-@_made_by("reading", _reading_options)
+@_take_arguments_of("reading", _reading_options)
 def train(
     model: Annotated[
         str,
@@ -443,7 +441,7 @@ def train(
     out: Annotated[Path | None, _option("Folder of the run. Default: runs/MODEL-DATA.")] = None,
     force: Annotated[bool, _option("Overwrite the run's folder.", "--force")] = False,
     resume: Annotated[
-        bool, _option("Continue an interrupted training: --resume RUN, or with the command that began it.", "--resume")
+        bool, _option("Continue an interrupted training: --resume RUN, or the original command again.", "--resume")
     ] = False,
     settings: Annotated[
         list[str] | None,
@@ -452,7 +450,7 @@ def train(
     config: Annotated[
         Path | None,
         _option(
-            "Record of a run, whose options are those that the command does not name.",
+            "Record of a run, whose options are used where the command names none.",
             is_eager=True,
             callback=_apply_configuration,
             metavar="RUN/run.json",
@@ -474,7 +472,7 @@ def train(
             name for name in context.params if _is_given(context, name) and name not in ("model", "resume", "device")
         ]
         if told:
-            raise ValueError(f"--resume {model} takes the options of that run: leave out {', '.join(told)}")
+            raise ValueError(f"--resume {model} uses the options of that run: leave out {', '.join(told)}")
         device = options.device if _is_given(context, "device") else None
         found = resume_run(Path(model), device, progress=_on_a_terminal())
     else:
@@ -503,7 +501,7 @@ def train(
 
 
 @app.command(epilog="Example: dgm sample runs/diffusion-digits -n 64 --class 3 --sampler dpm++ --num-steps 20")
-@_made_by("run", _open_own_run)
+@_take_arguments_of("run", _open_own_run)
 def sample(
     *,
     num_samples: Annotated[int, _option("Number of samples.", "--num-samples", "-n")] = 64,
@@ -512,7 +510,7 @@ def sample(
     ] = None,
     given: Annotated[
         str | None,
-        _option("Values to condition on, for a run trained with --given; in that order.", metavar="NUMBER,NUMBER,..."),
+        _option("Values to condition on, for a run trained with --given; in its order.", metavar="NUMBER,NUMBER,..."),
     ] = None,
     sampler: Annotated[
         str | None,
@@ -530,7 +528,7 @@ def sample(
     run: OpenRun,
     out: Picture = None,
 ) -> None:
-    """Draw samples: a picture, and the values as the run's data were: in a .csv, as images, or in a .npy file."""
+    """Draw samples, and write a picture and the values, in the format of the run's data: .csv, images, or .npy."""
     from dgm_pyro.experiments.commands import sample_into
 
     drawn = sample_into(
@@ -549,7 +547,7 @@ def sample(
 
 
 @app.command(epilog="Example: dgm impute runs/pixelcnn-digits --region top -n 6")
-@_made_by("run", _open_run)
+@_take_arguments_of("run", _open_run)
 def impute(
     *,
     region: Annotated[
@@ -561,25 +559,25 @@ def impute(
     ] = None,
     num_samples: Annotated[int, _option("Number of draws per datum.", "--num-samples", "-n")] = 4,
     num_data: Annotated[
-        int | None, _option("Number of data, from the start. Default: 8 of the split; all of --data.")
+        int | None, _option("Number of data, from the start. Default: 8 of the split, or all of --data.")
     ] = None,
     data: OtherData = None,
     split: Split = "test",
     num_particles: Annotated[
         int | None,
         _option(
-            "Number of weighted particles per datum that the draws are chosen from; more are more accurate. Default: "
-            "by method, see docs/inference.md."
+            "Number of weighted particles per datum, from which the draws are chosen. More are more accurate. Default: "
+            "depends on the method, see docs/inference.md."
         ),
     ] = None,
     num_temperatures: Annotated[
-        int, _option("Number of annealing temperatures, for a VAE or a flow; more are more accurate.")
+        int, _option("Number of annealing temperatures, for a VAE or a flow. More are more accurate.")
     ] = 100,
     seed: Seed = 0,
     run: OpenRun,
     out: Picture = None,
 ) -> None:
-    """Hide features and draw them given the others: a picture, and the values as dgm sample writes them."""
+    """Hide features and draw them given the others. Writes a picture and the values, as dgm sample does."""
     from dgm_pyro.experiments.commands import impute_into
 
     drawn = impute_into(
@@ -603,7 +601,7 @@ def impute(
     "dgm evaluate runs/continuous-moons --ode; "
     "dgm evaluate runs/vae-digits --quality --classifier runs/classifier-digits"
 )
-@_made_by("run", _open_run)
+@_take_arguments_of("run", _open_run)
 def evaluate(
     *,
     data: OtherData = None,
@@ -613,7 +611,7 @@ def evaluate(
         int | None,
         _option(
             "Number of ELBO samples per datum; for a diffusion, of times and noise. Default: 8. More samples lower the "
-            "Monte Carlo error, and do not tighten the bound."
+            "Monte Carlo error, but do not tighten the bound."
         ),
     ] = None,
     ode: Annotated[
@@ -625,8 +623,8 @@ def evaluate(
     quality: Annotated[
         bool,
         _option(
-            "Judge samples in place of the evidence: Frechet and kernel distance, precision, recall, density and "
-            "coverage.",
+            "Measure the quality of samples instead of the evidence: Frechet and kernel distance, precision, recall, "
+            "density and coverage.",
             "--quality",
         ),
     ] = False,
@@ -652,7 +650,7 @@ def evaluate(
         _print(quality_of_run(run, data, split, classifier=classifier, seed=seed), as_json)
         return
     if classifier is not None:
-        raise ValueError("--classifier is for --quality: leave it out")
+        raise ValueError("--classifier needs --quality: add --quality, or leave --classifier out")
     found = evaluate_run(
         run,
         data,
@@ -675,9 +673,7 @@ def doctor(
     ] = None,
     arguments: Annotated[
         str,
-        _option(
-            "Name of the value or function in FILE.py that gives the arguments of the pair.", "--args", metavar="NAME"
-        ),
+        _option("Name of the value or function in FILE.py for the arguments of the pair.", "--args", metavar="NAME"),
     ] = "data",
     prior: Annotated[str | None, _option("Prior of a VAE, if TARGET is a model name.")] = None,
     encoder: Annotated[str | None, _option("Encoder of a VAE, if TARGET is a model name.")] = None,
@@ -685,10 +681,10 @@ def doctor(
     data_dir: DataDir = None,
     as_json: Json = False,
 ) -> None:
-    """Look for mistakes in a model and its guide before training.
+    """Find mistakes in a model and its guide before training.
 
-    Errors end in a non-zero exit. In FILE.py, data() returns the arguments of model and guide: one argument, a tuple,
-    or a dict of named arguments.
+    If it finds an error, the exit status is non-zero. In FILE.py, data() returns the arguments of model and guide: one
+    argument, a tuple, or a dict of named arguments.
     """
     from dgm_pyro.experiments.commands import doctor_of
 
@@ -704,7 +700,7 @@ def _choices_option(what: str) -> Any:
 
 @app.command(epilog="Example: dgm sweep vae --data digits-binary --prior normal,flow --encoder meanfield,iaf --seeds 2")
 @_training_options("seed")
-@_made_by("reading", _reading_options)
+@_take_arguments_of("reading", _reading_options)
 def sweep(
     model: Model = "vae",
     data: DataSet = "digits-binary",
@@ -719,15 +715,15 @@ def sweep(
             "Values of another option to try, such as lr=1e-3,3e-3; may be repeated.", metavar="NAME=VALUE,VALUE,..."
         ),
     ] = None,
-    seeds: Annotated[int, _option("Number of seeds; they count from 0.")] = 1,
+    seeds: Annotated[int, _option("Number of seeds, counted from 0.")] = 1,
     num_data: NumData = None,
     latent_size: LatentSize = None,
     standardize: Standardizes = True,
     num_particles: Annotated[
-        int, _option("Number of particles of the IWAE bound. The table is sorted by this bound.")
+        int, _option("Number of particles of the IWAE bound, by which the table is sorted.")
     ] = 1000,
     jobs: Annotated[
-        int | None, _option("Number of processes, by default 1. They take the GPUs in turn, or share the CPU cores.")
+        int | None, _option("Number of processes. Default: 1. They take turns on the GPUs, or share the CPU cores.")
     ] = None,
     backend: Backend = None,
     address: Address = None,
@@ -737,7 +733,7 @@ def sweep(
     out: Annotated[Path | None, _option("Folder of the sweep. Default: sweeps/MODEL-DATA.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Train and evaluate every combination: a table, a heat map, CSV, and a run for each cell.
+    """Train and evaluate every combination. Writes a table, a heat map, a CSV, and a run for each cell.
 
     Run the same command again to resume. It keeps finished cells and retries failed ones.
     """
@@ -801,7 +797,7 @@ def compare(
 
 
 @app.command(epilog="Example: dgm gaps runs/vae-digits runs/vae-iaf --num-data 16")
-@_made_by("runs", _open_runs)
+@_take_arguments_of("runs", _open_runs)
 def gaps(
     *,
     num_data: Annotated[int, _option("Number of data, from the start of the split.")] = 32,
@@ -813,8 +809,8 @@ def gaps(
     num_temperatures: Annotated[
         int,
         _option(
-            "Number of temperatures of annealed importance sampling; more tighten its bound. 0 leaves it out, as "
-            "discrete latents need."
+            "Number of temperatures of annealed importance sampling. More tighten its bound. 0 leaves it out, as is "
+            "necessary for discrete latents."
         ),
     ] = 100,
     gradient_steps: Annotated[
@@ -827,7 +823,7 @@ def gaps(
 ) -> None:
     """Split log p(x) - ELBO into the approximation gap of the guide's family and the amortization gap.
 
-    Prints a table and writes pictures. With the defaults, a small VAE takes about half a minute of processor time.
+    Prints a table and writes pictures. With the defaults, a small VAE takes about half a minute of CPU time.
     """
     from dgm_pyro.experiments.commands import gaps_into
 
@@ -847,11 +843,11 @@ def gaps(
 
 
 @app.command(epilog="Example: dgm checks runs/vae-digits --num-samples 1000")
-@_made_by("run", _open_run)
+@_take_arguments_of("run", _open_run)
 def checks(
     *,
     num_samples: Annotated[int, _option("Number of simulated pairs (z, x) for calibration.")] = 500,
-    num_data: Annotated[int, _option("Number of data to measure the activity of units on.")] = 512,
+    num_data: Annotated[int, _option("Number of data for the activity of units.")] = 512,
     data: OtherData = None,
     split: Split = "test",
     seed: Seed = 0,
@@ -861,7 +857,7 @@ def checks(
 ) -> None:
     """Check whether the guide is calibrated and which latents are in use: rank histograms, active units, KL, collapse.
 
-    A latent variable that has collapsed entirely ends in a non-zero exit.
+    If a latent variable has collapsed entirely, the exit status is non-zero.
     """
     from dgm_pyro.experiments.commands import check_into
 
@@ -877,36 +873,36 @@ def checks(
 def infer(
     target: Annotated[str, _argument("TARGET", "FILE.py:MODEL or MODULE:MODEL, a Pyro model.")],
     data: Annotated[
-        Path | None, _option("A .json file of the model's arguments by name. Default: what data() in FILE.py returns.")
+        Path | None, _option("A .json file of the model's arguments by name. Default: the result of data() in FILE.py.")
     ] = None,
     guides: Annotated[
-        str, _option("Guides to fit, separated by commas: see dgm list; Pyro's AutoGuides by name, too.")
+        str, _option("Guides to fit, separated by commas: see dgm list, or name Pyro's AutoGuides.")
     ] = "meanfield,fullrank,realnvp,nsf",
-    reference: Annotated[str, _option("What to compare the guides with: nuts or none.")] = "nuts",
+    reference: Annotated[str, _option("Reference that the guides are compared with: nuts or none.")] = "nuts",
     gradient_steps: Annotated[int, _option("Number of gradient steps of each fit.")] = 1000,
     restarts: Annotated[
         int,
         _option(
-            "Number of fits of each guide, from different starts. The table says which was kept: the one with the "
-            "highest mean objective over its last tenth. AutoGuides of Pyro have one start."
+            "Number of fits of each guide, from different starts. The fit with the highest mean objective over its "
+            "last tenth is kept, and the table names it. AutoGuides of Pyro have one start."
         ),
     ] = 1,
     num_samples: Annotated[int, _option("Number of draws of each guide, and of the reference, at least 100.")] = 4000,
     num_temperatures: Annotated[
-        int, _option("Number of temperatures of annealing, which bounds the log evidence. 0 leaves it out.")
+        int, _option("Number of temperatures of the annealing that bounds the log evidence. 0 leaves it out.")
     ] = 100,
     num_data: Annotated[
-        int, _option("Number of data sets that the model makes, whose log evidence is bounded from below and above.")
+        int, _option("Number of data sets simulated by the model, for lower and upper bounds on the log evidence.")
     ] = 4,
     calibrate: Annotated[
         int,
         _option(
-            "Number of data sets that the model makes to calibrate each guide on: it is fitted to each, and its ranks "
-            "should be uniform. 100 find gross errors. 0 leaves it out."
+            "Number of data sets simulated by the model to calibrate each guide. The guide is fitted to each of them, "
+            "and its ranks should be uniform. 100 find gross errors. 0 leaves it out."
         ),
     ] = 0,
     jobs: Annotated[
-        int | None, _option("Number of processes that run the restarts and the fits of --calibrate, by default 1.")
+        int | None, _option("Number of processes for the restarts and the fits of --calibrate. Default: 1.")
     ] = None,
     backend: Backend = None,
     address: Address = None,
@@ -944,7 +940,7 @@ def infer(
 
 
 @app.command(epilog="Example: dgm anomaly runs/vae-digits photos.npy --scores likelihood,complexity,kl")
-@_made_by("run", _open_run)
+@_take_arguments_of("run", _open_run)
 def anomaly(
     *,
     data: Inputs,
@@ -972,7 +968,7 @@ def anomaly(
     out: Picture = None,
     as_json: Json = False,
 ) -> None:
-    """Find data unlike those that the run was trained on: a table, a picture of the most anomalous, a CSV.
+    """Find data unlike the run's training data. Writes a table, a picture of the most anomalous data, and a CSV.
 
     One random half of the normal data sets the threshold; AUROC and false alarms are measured on the other half.
 
@@ -999,7 +995,7 @@ def anomaly(
 
 
 @app.command(epilog="Example: dgm classify runs/made-digits photos.npy --false-alarm-rate 0.05")
-@_made_by("run", _open_run)
+@_take_arguments_of("run", _open_run)
 def classify(
     *,
     data: Inputs,
@@ -1010,7 +1006,7 @@ def classify(
     out: Annotated[Path | None, _output_option(".csv", "Output table, a .csv. Default: RUN/classified.csv.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Classify data, and say which answers to reject: p(y | x) and log p(x) in a CSV, and a picture.
+    """Classify data, and mark the answers to reject. Writes p(y | x) and log p(x) to a CSV, and a picture.
 
     A run trained with --labeled rejects by log p(x); a discriminative classifier rejects by its highest p(y | x).
     """
@@ -1029,7 +1025,7 @@ def classify(
 
 
 @app.command(epilog="Example: dgm represent runs/vae-digits")
-@_made_by("run", _open_run)
+@_take_arguments_of("run", _open_run)
 def represent(
     *,
     data: Annotated[
@@ -1044,9 +1040,9 @@ def represent(
     out: Annotated[Path | None, _output_option(".png", "Output map, a .png. Default: RUN/representation.png.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Encode data, and measure what the codes z are good for: a table, a map, pictures along codes, a .npy file.
+    """Encode data and measure how useful the codes z are. Writes a table, a map, pictures along codes, and a .npy file.
 
-    With labels: a linear probe, nearest neighbors and clusters of z, beside those of x itself.
+    With labels: a linear probe, nearest neighbors and clusters of z, compared with those of x itself.
     """
     from dgm_pyro.experiments.commands import represent_into
 
@@ -1061,13 +1057,13 @@ Repository = Annotated[str, _argument("REPO", "Repository of the Hugging Face hu
 def push(
     run: RunFolder,
     repo: Repository,
-    private: Annotated[bool, _option("Make a new repository a private one.", "--private")] = False,
+    private: Annotated[bool, _option("Make the repository private, if it is new.", "--private")] = False,
     num_particles: Samples = 1,
     data_dir: DataDir = None,
 ) -> None:
     """Store a run on the Hugging Face hub, with a model card: formula, data, options, and evidence of the test data.
 
-    Log in before, by hf auth login.
+    Log in first, with hf auth login.
     """
     from dgm_pyro.experiments import hub
 
@@ -1084,7 +1080,7 @@ def pull(
     revision: Annotated[str | None, _option("Branch, tag or commit. Default: the newest.")] = None,
     force: Annotated[bool, _option("Overwrite the run's folder.", "--force")] = False,
 ) -> None:
-    """Fetch a run from the Hugging Face hub. To read it runs no code."""
+    """Fetch a run from the Hugging Face hub. Reading it runs no code."""
     from dgm_pyro.experiments import hub
 
     folder = out or Path("runs") / repo.rpartition("/")[2]
@@ -1097,9 +1093,7 @@ def pull(
 def list_names(
     data: Annotated[
         str | None,
-        _option(
-            "Data set or path: list what each model is when built for it, and its size.", autocompletion=_data_sets
-        ),
+        _option("Data set or path. Lists each model as built for it, with its size.", autocompletion=_data_sets),
     ] = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -1129,7 +1123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         if os.environ.get("DGM_DEBUG"):
             raise
-        if hasattr(error, "format_message"):  # what typer has to say about the command line
+        if hasattr(error, "format_message"):  # typer's error about the command line
             context = getattr(error, "ctx", None)
             command = context.command_path if context else "dgm"
             options = {name for each in context.command.params for name in each.opts} if context else set()
@@ -1139,7 +1133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if now:
                 error.possibilities = []  # type: ignore[attr-defined]  # which click guesses by their letters
             return _print_error(f"{error.format_message()} ({remedy} {command} --help)", getattr(error, "exit_code", 2))
-        if _is_of_memory(error):
+        if _is_out_of_memory(error):
             return _print_error(
                 f"there is not enough memory: ask for fewer data, draws or particles at once ({error})", 1
             )
@@ -1157,7 +1151,7 @@ def _is_first_to_fail() -> bool:
 
 
 def _errors_of_bad_input() -> tuple[type[Exception], ...]:
-    """What bad input raises; anything else is a bug, and shows its traceback."""
+    """Exceptions that bad input raises; any other is a bug, and shows its traceback."""
     from dgm_pyro.program import IntractableError
     from dgm_pyro.training.compilation import CompilationError
     from dgm_pyro.training.fit import NonFiniteLossError
@@ -1165,15 +1159,15 @@ def _errors_of_bad_input() -> tuple[type[Exception], ...]:
     return ValueError, TypeError, OSError, ImportError, CompilationError, IntractableError, NonFiniteLossError
 
 
-def _is_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     import torch
 
-    # On the CPU torch raises no class of its own.
+    # On the CPU, torch has no exception class for it.
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _printable(message: str) -> str:
-    """The message in one line; names in files may hold what moves the cursor of a terminal, or is no text at all."""
+    """The message in one printable line: names in files may hold control characters or undecodable bytes."""
     line = " ".join(message.split())
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
 

@@ -1,7 +1,7 @@
 """Data sets: tensors with their number of levels, which decides whether a result is a mass or a density.
 
-`load` finds one by name. Integers stay integers in ``x``, because a mass on integers and a density on reals are numbers
-of different units. Images are ``(1, H, W)``, points ``(D,)``.
+`load` returns a data set by its name. Integers stay integers in ``x``, because a mass on integers and a density on
+reals have different units. Images are ``(C, H, W)``, points ``(D,)``.
 
 >>> import dgm_pyro as dgm
 >>> digits = dgm.data.load("digits")
@@ -68,27 +68,28 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Data:
-    """Data x, with labels y, other variables that are given, and a mask of what was observed, where there are any.
+    """Data x, optionally with labels y, further variables ``given``, and a mask of the observed features.
 
     Args:
         x: ``(N, *event_shape)``: integers 0 .. levels - 1 of an integer dtype, or finite reals.
-        y: integer labels 0 .. num_classes - 1, ``(N,)``, kept as int64; -1 where one is unknown; None without labels.
-        levels: how many integers a feature takes; None for reals.
-        name: what reports call it.
-        num_classes: how many labels there are; if left out, the largest in y and one more, and y must hold a 0.
+        y: integer labels 0 .. num_classes - 1, ``(N,)``, stored as int64; -1 marks an unknown label; None without
+            labels.
+        levels: number of integers that a feature takes; None for reals.
+        name: name of the data in reports.
+        num_classes: number of classes; by default the largest label plus one, and y must hold a 0.
         given: finite reals that p(x | given) is conditioned on, ``(N, *given_shape)``.
-        mask: True where a feature was observed, of the shape of x. Where it is False, x may hold anything, NaN too, and
-            is set to 0.
+        mask: True where a feature was observed, of the shape of x. Where it is False, x may hold any value, even NaN,
+            and is set to 0.
         columns, given_columns: names of the features of x, and of given, where they are columns of a table.
         classes: names of the labels.
-        kinds: of the columns, of a table of mixed kinds: what `dgm.build` makes a `dgm.Columns` of. For a category or
-            an ordinal, its words follow; x has their numbers.
+        kinds: kinds of the columns of a mixed table, from which `dgm.build` makes a `dgm.Columns`. The kind of a
+            category or an ordinal includes its words, and x holds their indices.
 
-    `torch.utils.data.DataLoader` makes batches of it: of x, or tuples of x and what else there is, in the order y,
-    given, mask.
+    `torch.utils.data.DataLoader` makes batches of it: x alone, or tuples of x and those of y, given and mask that there
+    are, in this order.
 
     Raises:
-        TypeError: a tensor is none, or of a dtype that contradicts ``levels``.
+        TypeError: an argument is not a tensor, or its dtype contradicts ``levels``.
         ValueError: a shape or a value does not fit; the message names it.
 
     >>> import torch, dgm_pyro as dgm
@@ -125,7 +126,9 @@ class Data:
         _check_names(self.classes, "classes", (self.num_classes or len(self.classes or ()),))
         check_type(self.kinds, dict | None, "kinds", "a dict of columns to kinds or None")
         if self.kinds is not None and tuple(self.kinds) != self.columns:
-            raise ValueError(f"kinds are of {', '.join(self.kinds)}, but columns are {self.columns}: name all of them")
+            raise ValueError(
+                f"kinds names {', '.join(self.kinds)}, but columns is {self.columns}: give every column a kind"
+            )
         if self.y is None:
             if self.num_classes is not None:
                 raise ValueError(f"num_classes is {self.num_classes}, but there are no labels y: pass both or neither")
@@ -138,14 +141,18 @@ class Data:
         if lowest > 0 and self.num_classes is None:
             raise ValueError(
                 f"y holds labels from {lowest} to {classes - 1}, but labels count from 0: use y - {lowest}, or pass "
-                f"num_classes={classes} if the classes below {lowest} only lack data"
+                f"num_classes={classes} if there are no data of the classes below {lowest}"
             )
         if self.num_classes is not None:
             check_count(self.num_classes, "num_classes")
         if self.classes is not None and classes > len(self.classes):
-            raise ValueError(f"y holds the label {classes - 1}, but classes has {len(self.classes)} names")
+            raise ValueError(
+                f"y holds the label {classes - 1}, but classes has {len(self.classes)} names: name every class"
+            )
         if self.num_classes is not None and self.num_classes < classes:
-            raise ValueError(f"y holds the label {classes - 1}, but num_classes is {self.num_classes}")
+            raise ValueError(
+                f"y holds the label {classes - 1}, but num_classes is {self.num_classes}: pass at least {classes}"
+            )
         vars(self).update(y=self.y.long(), num_classes=self.num_classes or classes)
 
     @property
@@ -165,13 +172,13 @@ class Data:
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """The tensors that there are, by name: x, y, given, mask."""
+        """Those of the tensors x, y, given and mask that are not None, by name."""
         tensors = {"x": self.x, "y": self.y, "given": self.given, "mask": self.mask}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     @property
     def excerpt(self) -> Data:
-        """The data in memory: all of them, or of `StoredData` an even sample."""
+        """The data in memory: all of them, or an evenly spaced sample of `StoredData`."""
         return self
 
     @property
@@ -187,7 +194,7 @@ class Data:
         return len(self.x)
 
     def __getitem__(self, index: Any) -> Data:
-        """The subset at ``index``: a slice, a list, a tensor of positions or of booleans; an int gives one datum."""
+        """The subset at ``index``: a slice, a list, or a tensor of positions or booleans; an int gives one datum."""
         if isinstance(index, int):
             index = [index]
         try:
@@ -196,7 +203,7 @@ class Data:
             raise IndexError(f"index {index!r} does not fit {self!r}: {error}") from error
 
     def __getitems__(self, rows: Sequence[int]) -> Sequence[Tensor | tuple[Tensor, ...]]:
-        """The data at ``rows`` one by one, as a DataLoader of torch reads them."""
+        """The data at ``rows``, one by one, for a DataLoader of torch."""
         tensors = [tensor[rows] for tensor in self.parts.values()]
         return list(tensors[0]) if len(tensors) == 1 else list(zip(*tensors, strict=True))
 
@@ -215,24 +222,25 @@ class Data:
         """The positions of the data of each batch of an epoch, in random order.
 
         Args:
-            share: of the positions of a batch, those of which the data will be taken; `StoredData` reads them ahead.
+            share: from the positions of a batch, those whose data will be taken; `StoredData` reads these ahead.
         """
         return torch.randperm(len(self), generator=random).to(self.x.device).split(batch_size)
 
     def taken(self, parts: Iterable[slice]) -> Iterator[Data]:
-        """``self[part]`` for each of the parts; of `StoredData`, the next one is read while this one is used."""
+        """``self[part]`` for each of the parts; `StoredData` reads the next part while one is used."""
         return (self[part] for part in parts)
 
     def keep_labels(self, num_labels: int, seed: int = 0) -> Data:
-        """The same data with ``num_labels`` labels, as many of each class as of any other, and -1 for the rest.
+        """The same data with ``num_labels`` labels, equally many per class, and -1 for the rest.
 
-        If it is not a multiple of `num_classes`, random classes keep one more. For semi-supervised learning.
+        If ``num_labels`` is not a multiple of `num_classes`, random classes keep one more. For semi-supervised
+        learning.
 
         Raises:
-            ValueError: there are no labels, or a class has fewer than it would keep.
+            ValueError: there are no labels, or a class has fewer labels than it would keep.
         """
         if self.y is None or self.num_classes is None:
-            raise ValueError(f"{self!r} has no labels to keep")
+            raise ValueError(f"{self!r} has no labels to keep: pass y, Data(x, y)")
         check_count(num_labels, "num_labels")
         random = generator(seed)
         ranks = torch.randperm(self.num_classes, generator=random).tolist()
@@ -242,8 +250,8 @@ class Data:
             rows = (self.y == label).nonzero()[:, 0]
             if share > len(rows):
                 raise ValueError(
-                    f"{num_labels} labels are {share} of class {label}, but {self.name} has {len(rows)} of it: "
-                    "keep fewer"
+                    f"num_labels is {num_labels}, which keeps {share} labels of class {label}, but {self.name} has "
+                    f"{len(rows)}: keep fewer"
                 )
             y[rows[torch.randperm(len(rows), generator=random)[:share]]] = label
         return self.replaced(y=y)
@@ -254,7 +262,7 @@ class Data:
         return self.replaced(**{name: tensor.to(where) for name, tensor in self.parts.items()})
 
     def replaced(self, **parts: Tensor) -> Data:
-        """A copy with other tensors for some of `parts`; unchecked, as parts of checked data need no second look."""
+        """A copy with other tensors for some of `parts`; not checked, because parts of checked data need no check."""
         if not len(parts.get("x", self.x)):
             raise ValueError(f"the subset of {self!r} is empty")
         copied = copy.copy(self)
@@ -272,17 +280,17 @@ class Data:
 
 
 WINDOW, BLOCK = 2**27, 2**21
-"""Bytes that `StoredData` shuffle at once, and of the blocks that they consist of."""
+"""Bytes that `StoredData` shuffles at once, and bytes of each block of them."""
 
 GRAINS = 2**23
-"""Data beyond so many are split by groups that lie beside each other: an index of each would fill the memory."""
+"""Above this number of data, a split takes groups of neighbors: an index per datum would fill the memory."""
 
 EXCERPT, LEAST = 2**20, 256
-"""Numbers of an even sample, and data in it at least."""
+"""Most numbers, and fewest data, in an evenly spaced sample."""
 
 
 Near = tuple[Tensor, Data]
-"""Positions in a source, which ascend, and what is there."""
+"""Ascending positions in a source, and the data there."""
 
 
 def _in_memory(name: str) -> Any:
@@ -290,20 +298,20 @@ def _in_memory(name: str) -> Any:
         if name not in self.excerpt.parts:
             return
         raise TypeError(
-            f"{self.name} is read by rows, and this needs all of its {len(self)} data in memory: take some of them, "
-            "data[:10_000], or (--num-data)"
+            f"{self.name} is read by rows, but this needs all of its {len(self)} data in memory: take some of them, "
+            "data[:10_000] (--num-data)"
         )
 
     return property(part)
 
 
 class StoredData(Data):
-    """Data that are read when they are taken, because all of them are larger than memory: see `open`.
+    """Data that are read by rows, when they are needed, because they are larger than memory: see `open`.
 
-    An index gives a `Data` in memory, whose values are checked then. What is decided by looking at data, such as units,
-    support and digest, is decided by `excerpt`, an even sample of a million numbers. Data of more than 128 MiB are
-    shuffled by windows of so many bytes: a window has 64 random blocks of 2 MiB, whose data come in random order.
-    Parts by `split` are stored data, too.
+    An index gives a `Data` in memory, whose values are checked then. Units, support and digest are taken from
+    `excerpt`, an evenly spaced sample of a million numbers. Data of more than 128 MiB are shuffled by windows of that
+    size: a window has 64 random blocks of 2 MiB, whose data come in random order. The parts of `split` are `StoredData`
+    too.
     """
 
     x, y, given, mask = map(_in_memory, ("x", "y", "given", "mask"))
@@ -331,14 +339,14 @@ class StoredData(Data):
             levels=levels, name=name, classes=names, num_classes=number if names is None else len(names), _codes=codes,
             columns=source.columns, given_columns=source.given_columns,
             _source=source, _device=torch.device("cpu"), _misses=None, _near=None,
-            _bytes=_as_x(first.x, levels, [0])[0].nbytes, _count=len(source), _grains=None,
+            _bytes=_x_and_mask(first.x, levels, [0])[0].nbytes, _count=len(source), _grains=None,
             _grain=-(-len(source) // GRAINS),
         )  # fmt: skip
         vars(self).update(num_classes=self.excerpt.num_classes, _misses=self.excerpt.mask is not None)
 
     @functools.cached_property
     def excerpt(self) -> Data:  # type: ignore[override]
-        """An even sample in memory; of a stream, its start."""
+        """An evenly spaced sample in memory; the start of a stream."""
         number = min(len(self), max(LEAST, EXCERPT * 4 // self._bytes))
         return self[torch.arange(number) if self._source.ordered else torch.linspace(0, len(self) - 1, number).long()]
 
@@ -385,14 +393,14 @@ class StoredData(Data):
 
     def split(self, fraction: float, seed: int = 0) -> tuple[Data, Data]:
         if self._source.ordered:
-            raise ValueError(f"{self.name} is read from its start to its end, and has no random parts: pass validation "
-                             "data of their own, or None")  # fmt: skip
+            raise ValueError(f"{self.name} is a stream, which cannot be split at random: pass validation data of its "
+                             "own, or None")  # fmt: skip
         grains = torch.arange(-(-self._count // self._grain)) if self._grains is None else self._grains
         first, second = _split_rows(len(grains), fraction, seed)
-        return self._of_grains(grains[first]), self._of_grains(grains[second])
+        return self._data_of_grains(grains[first]), self._data_of_grains(grains[second])
 
-    def _of_grains(self, grains: Tensor) -> StoredData:
-        """The data of these groups: in the order of the source, unless they are few, which are as quick in any."""
+    def _data_of_grains(self, grains: Tensor) -> StoredData:
+        """The data of these groups, in the order of the source; few data keep any order, which is as fast."""
         count, end = len(grains) * self._grain, self._grain * (int(grains.max()) + 1)
         count -= max(0, end - len(self._source))  # the last group may have fewer
         if self._grain > 1 or count * self._bytes > WINDOW:
@@ -434,15 +442,15 @@ class StoredData(Data):
         )
 
     def _checked_data(self, rows: np.ndarray, found: sources.Arrays) -> Near:
-        """What was read, checked."""
+        """The data that were read, checked."""
         y = None
         if found.label is not None:
             y = torch.from_numpy(found.label) if self._codes is None else self._codes(found.label, rows)
         data = _data_of(found, y, self.levels, self.name, self.classes, self.num_classes, rows)
         if self._misses is False and data.mask is not None:
             row = rows[int((~data.mask).flatten(1).any(1).nonzero()[0])]
-            raise ValueError(f"row {row} of {self.name} misses a value, but none of the {len(self.excerpt)} data that "
-                             "were looked at first does: fill it in, or leave the row out")  # fmt: skip
+            raise ValueError(f"row {row} of {self.name} misses a value, but none of the {len(self.excerpt)} rows that "
+                             "were sampled first does: fill it in, or leave the row out")  # fmt: skip
         if self._misses and data.mask is None:
             data = data.replaced(mask=torch.ones_like(data.x, dtype=torch.bool))
         return torch.from_numpy(rows), data
@@ -464,7 +472,7 @@ class _Epoch:
         self.data, self.batch_size, self.share = data, batch_size, share
         self.window = max(1, WINDOW // size // batch_size) if source.blocks else 1  # in batches
         self.count, self.at = len(data), -1
-        self.random = torch.Generator()  # of the workers, which leave that of the order as it is
+        self.random = torch.Generator()  # for the workers, apart from the one of the order
         self.random.set_state(random.get_state())
         self.reading: Iterator[Near] = iter(())
         self.order: Tensor | _Blocks
@@ -497,7 +505,7 @@ class _Epoch:
 
 
 class _Blocks:
-    """A random order of so many numbers: blocks in random order, and random order in each window of them."""
+    """A random order of ``count`` numbers: blocks in random order, then shuffled within each window of blocks."""
 
     def __init__(self, count: int, block: int, window: int, random: torch.Generator):
         self.starts = block * torch.randperm(-(-count // block), generator=random)
@@ -529,7 +537,7 @@ def _split_rows(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]
 def _check_x(x: Tensor, levels: int | None) -> None:
     if x.dim() < 2:
         raise ValueError(
-            f"x has shape {tuple(x.shape)}, but data are (N, *event_shape): for single features x[:, None]"
+            f"x has shape {tuple(x.shape)}, but data are (N, *event_shape): for a single feature use x[:, None]"
         )
     if x.numel() == 0:
         raise ValueError(f"x is empty: it has shape {tuple(x.shape)}")
@@ -542,7 +550,7 @@ def _check_x(x: Tensor, levels: int | None) -> None:
     check_count(levels, "levels", at_least=2)
     if x.dtype not in INTEGERS:
         raise TypeError(
-            f"x has dtype {x.dtype}, but levels={levels} says integers: use x.long() if they are, or leave levels out"
+            f"x has dtype {x.dtype}, but levels={levels} needs integers: use x.long(), or leave levels out for reals"
         )
     low, high = int(x.min()), int(x.max())
     if low < 0 or high >= levels:
@@ -560,10 +568,10 @@ def _check_mask(mask: Any, x: Tensor) -> None:
     if mask.dtype != torch.bool:
         raise TypeError(f"mask has dtype {mask.dtype}: use mask.bool(), True where a feature was observed")
     if mask.shape != x.shape:
-        raise ValueError(f"mask has shape {tuple(mask.shape)}, but x has {tuple(x.shape)}: say of each feature whether "
-                         "it was observed")  # fmt: skip
+        raise ValueError(f"mask has shape {tuple(mask.shape)}, but x has {tuple(x.shape)}: pass one truth value per "
+                         "feature")  # fmt: skip
     if mask.device != x.device:
-        raise ValueError(f"mask is on {mask.device}, but x on {x.device}: use mask.to({str(x.device)!r})")
+        raise ValueError(f"mask is on {mask.device}, but x is on {x.device}: use mask.to({str(x.device)!r})")
 
 
 def _check_given(given: Any, num_data: int) -> None:
@@ -584,7 +592,9 @@ def _check_names(names: Any, argument: str, shape: Sequence[int]) -> None:
     if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"{argument} must be a tuple of strings, got {names!r}")
     if (len(names),) != tuple(shape):
-        raise ValueError(f"{argument} has {len(names)} names, but there are {math.prod(shape)} of shape {tuple(shape)}")
+        raise ValueError(
+            f"{argument} has {len(names)} names, but there are {math.prod(shape)} features, of shape {tuple(shape)}"
+        )
 
 
 def open(
@@ -603,43 +613,43 @@ def open(
     in_memory: bool | None = None,
     num_workers: int = 0,
 ) -> Data:
-    """Your own data: a file, a folder of images, an array, a frame or a dataset.
+    """Read your own data: a file, a folder of images, an array, a frame or a dataset.
 
-    - ``.csv``, ``.tsv``, ``.parquet`` and frames of pandas: each column is a feature, in its own units. An empty place
-      is a missing feature.
-    - ``.npy``, ``.npz`` and arrays ``(N, ...)``: NaN is a missing feature. Of an ``.npz`` file, the arrays ``x``, ``y``
-      and ``given`` are read, or its only one.
-    - A folder of images, or one folder of images for each class, whose name is the label.
+    - ``.csv``, ``.tsv``, ``.parquet`` and pandas frames: each column is a feature, in its own units. An empty cell is a
+      missing feature.
+    - ``.npy``, ``.npz`` and arrays ``(N, ...)``: NaN is a missing feature. From an ``.npz`` file, the arrays ``x``,
+      ``y`` and ``given`` are read, or its only array.
+    - A folder of images, or a folder with one folder of images per class, whose name is the label.
     - A `torch.utils.data.Dataset` of x, or of pairs of x and a label, such as torchvision's; a Hugging Face dataset.
 
-    Integers are reals unless ``levels`` says otherwise. Images of bytes have 256 levels; images whose channels come
-    last, ``(N, H, W, C)``, are turned to ``(N, C, H, W)``.
+    Integers are read as reals unless ``levels`` is passed. Images of bytes have 256 levels; channels-last images,
+    ``(N, H, W, C)``, are transposed to ``(N, C, H, W)``.
 
-    All is read into memory, unless it has more than 1 GiB and is a ``.npy``, ``.parquet`` or uncompressed ``.npz``
-    file, a folder of images or a dataset of torch. Then the result is a `StoredData`. A
-    `torch.utils.data.IterableDataset` always is; it must have a length.
+    Data are read into memory, unless they have more than 1 GiB and are a ``.npy``, ``.parquet`` or uncompressed
+    ``.npz`` file, a folder of images or a dataset of torch: then the result is a `StoredData`. The result for a
+    `torch.utils.data.IterableDataset`, which must have a length, is always a `StoredData`.
 
     Args:
-        source: what to read.
+        source: the file, folder, array, frame or dataset.
         label: column of a table, or name of an array in an ``.npz`` file, that holds the labels: integers from 0, or
-            any values, which are then `Data.classes`. For an array or a ``.npy`` file, the labels themselves.
+            any values, which then become `Data.classes`. For an array or a ``.npy`` file, the labels themselves.
         given: column or columns to condition on, or the name of an array; for an array or a ``.npy`` file, the values
             themselves.
-        columns: columns of a table to read as x; by default all others.
-        levels: how many integers a feature takes; images of bytes are rounded down to so many.
-        size: (height, width), or one number for both, to crop and scale the images of a folder to.
-        gray: whether the images of a folder are read as gray; by default where all are.
-        crop: height and width of the square around the center of the images of a folder that ``size`` is made of; by
-            default the largest of its shape.
-        kinds: of a table of mixed kinds, what `dgm.Columns` takes of each column by name: "real", "positive", "count",
+        columns: columns of a table to read as x; default all other columns.
+        levels: number of integers that a feature takes; images of bytes are rounded down to this number of levels.
+        size: (height, width), or one number for both, to which the images of a folder are cropped and scaled.
+        gray: whether to read the images of a folder as gray; default if all of them are gray.
+        crop: height and width of the centered square that is scaled to ``size``, for a folder of images; default the
+            largest crop with the aspect ratio of ``size``.
+        kinds: kinds of the columns of a mixed table, by name, as for `dgm.Columns`: "real", "positive", "count",
             ("bounded", low, high), "integer" or ("integer", low, high), and "category" or "ordinal", whose words may
-            follow in their order; by default that of an ordered pandas categorical, else sorted. "auto", and columns
-            without one: text is a category, whole numbers are counts, or integers if some are negative, others are
-            reals.
-        classes: names of the labels in the order of their numbers; by default sorted.
-        name: what reports call the data; by default the name of the file.
-        in_memory: whether all is read into memory; by default, what is no larger than 1 GiB.
-        num_workers: how many processes read a dataset of torch, or decode images, that are not in memory.
+            follow in their order; by default that of an ordered pandas categorical, else sorted. With "auto", and for
+            columns left out: text is a category, whole numbers are counts (integers if some are negative), and other
+            numbers are reals.
+        classes: names of the labels in the order of their numbers; default sorted.
+        name: name of the data in reports; default the name of the file.
+        in_memory: whether to read all data into memory; default if they have at most 1 GiB.
+        num_workers: number of processes that read a dataset of torch, or decode images, for a `StoredData`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -690,12 +700,12 @@ def _data_of(
     num_classes: int | None,
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> Data:
-    """What was read, as `Data`.
+    """The arrays that were read, as `Data`.
 
     Args:
-        rows: their numbers in the source, for messages; by default from 0.
+        rows: row numbers in the source, for messages; default from 0.
     """
-    x, mask = _as_x(found.x, levels, range(len(found.x)) if rows is None else rows)
+    x, mask = _x_and_mask(found.x, levels, range(len(found.x)) if rows is None else rows)
     if found.given is not None:
         check_range(torch.from_numpy(found.given), "given", rows)
     return Data(
@@ -713,8 +723,10 @@ def _data_of(
     )
 
 
-def _as_x(values: np.ndarray, levels: int | None, rows: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor | None]:
-    """x, and where it was observed; None where it is whole."""
+def _x_and_mask(
+    values: np.ndarray, levels: int | None, rows: Sequence[int] | np.ndarray
+) -> tuple[Tensor, Tensor | None]:
+    """x, and a mask of its observed features; None if nothing is missing."""
     mask = None
     if values.dtype.kind == "f" and not (levels is None and is_finite(torch.from_numpy(values))):
         missing = np.isnan(values)
@@ -725,7 +737,7 @@ def _as_x(values: np.ndarray, levels: int | None, rows: Sequence[int] | np.ndarr
             raise ValueError(
                 f"row {rows[row]} of the data holds {what:.4g} in feature "
                 f"{place[0] if len(place) == 1 else tuple(place)}, "
-                + ("which is infinite: correct it" if levels is None else f"but levels={levels} says integers")
+                + ("which is infinite: correct it" if levels is None else f"but levels={levels} needs integers")
             )
         mask = torch.from_numpy(~missing) if missing.any() else None
         values = values if levels is None else np.nan_to_num(values)
@@ -741,15 +753,15 @@ def _as_x(values: np.ndarray, levels: int | None, rows: Sequence[int] | np.ndarr
 
 
 LARGEST_CODE = 10**5
-"""Whole labels from there on are numbers of something, such as customers, and not codes of as many classes."""
+"""Whole labels from here on count as identifiers, such as customer numbers, not as codes 0 .. N of classes."""
 
 
 @dataclass(frozen=True)
 class _Codes:
-    """How labels are numbered.
+    """The numbering of labels.
 
     Attributes:
-        names: of the classes, in the order of their numbers; None where labels are integers from 0 without names.
+        names: names of the classes, in the order of their numbers; None where labels are integers from 0 without names.
         count: number of classes.
         whole: whether all labels are whole numbers, whose names are those of integers.
         as_they_are: whether labels are the numbers of the classes.
@@ -762,11 +774,11 @@ class _Codes:
 
     @classmethod
     def of(cls, labels: np.ndarray, names: tuple[str, ...] | None) -> _Codes:
-        """The numbering of labels of which these are all values."""
+        """The numbering for labels whose values are all among ``labels``."""
         if labels.ndim != 1:
             raise ValueError(f"label has shape {labels.shape}: pass one label per datum, ({len(labels)},)")
         if names is not None and len(set(names)) < len(names):
-            raise ValueError(f"classes must be names that differ, got {', '.join(names)}")
+            raise ValueError(f"classes must be different names, got {', '.join(names)}")
         values = labels[_is_known(labels)].tolist()
         if not values:
             raise ValueError("label is missing in every row: leave it out (--label), or choose another column")
@@ -784,7 +796,7 @@ class _Codes:
         """Labels as integers, -1 where one is missing.
 
         Args:
-            rows: their numbers in the source, for messages.
+            rows: row numbers in the source, for messages.
         """
         known = _is_known(labels)
         values = labels[known].tolist()
@@ -815,21 +827,21 @@ def load(
     num_data: int | None = None,
     seed: int = 0,
 ) -> Data:
-    """The data set ``name``, one of `NAMES`.
+    """Load the data set ``name``, one of `NAMES`.
 
     Args:
         name: "digits" and "digits-binary" come with scikit-learn; "moons", "rings", "checkerboard" and "pinwheel" are
-            generated, as are "glyphs" and "patches" of several kinds; the others are read from ``data_dir``.
-        split: "train" or "test"; also "valid" where the set is published with one, and for generated ones.
-        data_dir: the folder that holds ``mnist/``, ``MNIST/raw/``, ``cifar-10-batches-py/`` and so on; by default the
+            generated, as are "glyphs" and "patches" of several kinds; other data sets are read from ``data_dir``.
+        split: "train" or "test"; also "valid" for generated sets, and for sets published with one.
+        data_dir: the folder that holds ``mnist/``, ``MNIST/raw/``, ``cifar-10-batches-py/`` and so on; default the
             environment variable ``DGM_DATA``.
-        num_data: how many data; of generated sets 5000 by default, or 20,000 if they are images; of the others, a
-            random subset.
-        seed: of the generated points, or of the random subset. Splits differ under one seed.
+        num_data: number of data. Default 5000 for generated points, 20,000 for generated images; for other sets, the
+            size of a random subset, default all.
+        seed: seed of the generated data, or of the random subset. Splits differ under one seed.
 
     Raises:
-        ValueError: an unknown name or split, a ``num_data`` out of range, or a damaged or foreign file.
-        FileNotFoundError: the files are not there; the message lists the paths looked for.
+        ValueError: the name or split is unknown, ``num_data`` is out of range, or a file is damaged or another one.
+        FileNotFoundError: the files are not there; the message lists the paths that were tried.
     """
     if not isinstance(name, str) or name not in _SETS:
         raise ValueError(f"there is no data set {name!r}{close_to(name, NAMES)}: choose a name of {', '.join(NAMES)}")
@@ -846,7 +858,7 @@ def load(
 
 
 def subset(data: Data, num_data: int | None, random: np.random.Generator, split: str) -> Data:
-    """Random ones of the data; all where ``num_data`` is None."""
+    """A random subset of the data; all of them if ``num_data`` is None."""
     if num_data is None:
         return data
     if num_data > len(data):
@@ -981,7 +993,7 @@ def _find_files(name: str, data_dir: Any, folders: tuple[str, ...], files: tuple
     remedy = f"pass data_dir (--data-dir), or set DGM_DATA, to the folder that holds {places}"
     root = data_dir or os.environ.get("DGM_DATA")
     if not root:
-        raise FileNotFoundError(f"{name} is read from files, and no folder is set: {remedy}")
+        raise FileNotFoundError(f"{name} is read from files, but no folder is set: {remedy}")
     paths = [Path(root).expanduser() / folder / file for folder in folders for file in files]
     for path in paths:
         if path.is_file():
@@ -992,8 +1004,8 @@ def _find_files(name: str, data_dir: Any, folders: tuple[str, ...], files: tuple
 def _check_sum(path: Path, name: str, algorithm: str, digest: str, expected: str) -> None:
     if digest != expected:
         raise ValueError(
-            f"{path} has the {algorithm} checksum {digest}, but {name} has {expected}: it is damaged or another data "
-            "set, copy it again"
+            f"{path} has the {algorithm} checksum {digest}, but {name} has {expected}: the file is damaged or belongs "
+            "to another data set, copy it again"
         )
 
 
@@ -1003,7 +1015,7 @@ def _read_idx(path: Path, name: str, dims: int, checksum: str) -> np.ndarray:
         try:
             content = file.read(LARGEST + 1)
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path} is truncated or no gzip file ({error}): copy it again") from error
+            raise ValueError(f"{path} is truncated or is no gzip file ({error}): copy it again") from error
     if len(content) > LARGEST:
         raise ValueError(f"{path} holds more than {LARGEST:,} bytes, but {name} does not: it is another kind of file")
     magic, header = bytes((0, 0, 8, dims)), 4 + 4 * dims
@@ -1040,14 +1052,14 @@ def _packed_bits(name: str, split: str, data_dir: Any, folder: str, event_shape:
             packed = archive["packed"]
     except sources.UNREADABLE as error:
         raise ValueError(
-            f"{path} is truncated or no npz file with an array 'packed' ({error}): copy it again"
+            f"{path} is truncated or is no npz file with an array 'packed' ({error}): copy it again"
         ) from error
     _check_sum(path, name, "sha256", hashlib.sha256(packed.tobytes()).hexdigest(), CHECKSUMS[name][split])
     bits = np.unpackbits(packed, axis=1, count=math.prod(event_shape))
     return Data(torch.from_numpy(bits).reshape(-1, *event_shape), levels=2, name=name)
 
 
-def _of_images(images: published.Images, name: str, classes: tuple[str, ...] | int) -> Data:
+def _data_of_images(images: published.Images, name: str, classes: tuple[str, ...] | int) -> Data:
     number, names = (classes, None) if isinstance(classes, int) else (len(classes), classes)
     x, y = map(torch.from_numpy, images)
     return Data(x, y, levels=256, name=name, num_classes=number, classes=names)
@@ -1057,11 +1069,13 @@ def _cifar_10(name: str, split: str, data_dir: Any) -> Data:
     batches = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
     folders = ("cifar-10-batches-py", "cifar-10-batches-bin")
     paths = [_find_files(name, data_dir, folders, (batch, f"{batch}.bin")) for batch in batches]
-    return _of_images(published.cifar_10(paths), name, published.CIFAR_10)
+    return _data_of_images(published.cifar_10(paths), name, published.CIFAR_10)
 
 
 def _svhn(name: str, split: str, data_dir: Any) -> Data:
-    return _of_images(published.svhn(_find_files(name, data_dir, ("svhn", "SVHN"), (f"{split}_32x32.mat",))), name, 10)
+    return _data_of_images(
+        published.svhn(_find_files(name, data_dir, ("svhn", "SVHN"), (f"{split}_32x32.mat",))), name, 10
+    )
 
 
 def _imagenet(size: int) -> _DataSet:
@@ -1071,7 +1085,7 @@ def _imagenet(size: int) -> _DataSet:
         if split == "test":
             parts, files = [f"Imagenet{size}_val_npz"], ["val_data.npz"]
         paths = [_find_files(name, data_dir, tuple(parts), (file,)) for file in files]
-        return _of_images(published.imagenet(paths, size, num_data, random), name, 1000)
+        return _data_of_images(published.imagenet(paths, size, num_data, random), name, 1000)
 
     described = (
         f"{size}x{size} photographs in color, 1000 classes; its validation images are the test split; from files"
@@ -1123,7 +1137,7 @@ def _binary_images_set(description: str, folder: str, *event_shape: int) -> _Dat
     return _files_set(f"{description}; from files", ("train", "valid", "test"), read)
 
 
-def _idx(description: str, *folders: str) -> _DataSet:
+def _idx_set(description: str, *folders: str) -> _DataSet:
     read = functools.partial(_idx_images, folders=folders)
     return _files_set(f"{description}; from files", ("train", "test"), read)
 
@@ -1148,8 +1162,8 @@ _SETS: dict[str, _DataSet] = {
     "patches-8": _drawn_images("8x8 patches of two photographs in color", image_sets.patches, size=8),
     "patches-16": _drawn_images("16x16 patches of the same", image_sets.patches, size=16),
     "patches-32": _drawn_images("32x32 patches of the same", image_sets.patches, size=32),
-    "mnist": _idx("28x28 digits, integers 0 .. 255, 10 classes", "mnist", "MNIST/raw"),
-    "fashion-mnist": _idx("28x28 clothes, integers 0 .. 255, 10 classes", "fashion-mnist", "FashionMNIST/raw"),
+    "mnist": _idx_set("28x28 digits, integers 0 .. 255, 10 classes", "mnist", "MNIST/raw"),
+    "fashion-mnist": _idx_set("28x28 clothes, integers 0 .. 255, 10 classes", "fashion-mnist", "FashionMNIST/raw"),
     "cifar-10": _files_set("32x32 photographs in color, 10 classes; from files", ("train", "test"), _cifar_10),
     "svhn": _files_set("32x32 house numbers in color, 10 classes; from files", ("train", "test"), _svhn),
     "imagenet32": _imagenet(32),

@@ -1,8 +1,8 @@
-r"""Evidence: how well a program explains data, with the units and the kind of the number kept next to it.
+r"""Evidence: how well a program explains data, together with the units and the kind of the number.
 
-Nats per datum are the mean of log p(x); bits per dimension are :math:`-\text{nats} / (D \ln 2)`. A *mass* on integers
-and a *density* on reals are different things, and so are an exact value and a bound: an `Evidence` knows which it is,
-and refuses to be compared with a number of another measure.
+Nats per datum are the mean of log p(x); bits per dimension are :math:`-\text{nats} / (D \ln 2)`. An `Evidence` records
+whether it is a *mass* on integers or a *density* on reals, and whether it is exact or a bound. It refuses a comparison
+with a number of another measure.
 """
 
 from __future__ import annotations
@@ -50,11 +50,12 @@ class Evidence(Result):
 
     Attributes:
         values: log p(x), or a bound on it, per datum in nats, ``(N,)``.
-        kind: "exact", "elbo", "iwae-K", or "ode": that of a probability flow, exact up to its solver's tolerance.
-        measure: "mass" on integers, or "density" on reals; of columns of both, which are which.
+        kind: "exact", "elbo", "iwae-K", or "ode" (the density of a probability flow, exact up to the solver's
+            tolerance).
+        measure: "mass" on integers or "density" on reals; for columns of both, which columns are which.
         num_dims: D, the number of features of one datum.
-        program, data: names.
-        digest: of the data in their order: evidences with another one are of other data.
+        program, data: names of the program and of the data.
+        digest: a hash of the data in their order; evidences with different digests are of different data.
         reconstruction, kl: means over the data of an ELBO's terms per site, in nats; nats = reconstruction - kl.
     """
 
@@ -92,13 +93,13 @@ class Evidence(Result):
         """Mean paired difference to another evidence of the same data in the same order, in nats per datum.
 
         Raises:
-            ValueError: the two are not comparable: another measure, or other data.
+            ValueError: the two are not comparable, because their measures or their data differ.
         """
         check_type(other, Evidence, "other", "an Evidence")
         if self.measure != other.measure:
             raise ValueError(
-                f"a {self.measure} cannot be compared with a {other.measure}: "
-                "wrap the density in dgm.Dequantized(flow, levels=...), then both are masses on the integers"
+                f"a {self.measure} cannot be compared with a {other.measure}: wrap the density in "
+                "dgm.Dequantized(flow, levels=...), so that both are masses on the integers"
             )
         if (self.digest, self.num_dims, len(self.values)) != (other.digest, other.num_dims, len(other.values)):
             raise ValueError(
@@ -144,9 +145,9 @@ class Difference:
     """The mean paired difference of two evidences, in nats per datum; it unpacks into ``nats`` and ``stderr``.
 
     Attributes:
-        nats: the first less the second.
-        stderr: over the data.
-        kinds: of the first and of the second, such as "exact" and "elbo".
+        nats: the first minus the second, in nats per datum.
+        stderr: standard error over the data.
+        kinds: kinds of the first and of the second, such as "exact" and "elbo".
     """
 
     nats: float
@@ -155,7 +156,7 @@ class Difference:
 
     @property
     def kind(self) -> str:
-        """The relation to the difference of the two log p(x): a bound may be any gap below the truth."""
+        """What is known about the difference of the two log p(x): a bound may lie any distance below log p(x)."""
         first, second = (kind in ("exact", "ode") for kind in self.kinds)
         if first and second:
             return "exact"
@@ -172,7 +173,7 @@ class Difference:
 
 
 def standard_error(values: Tensor) -> float:
-    """Standard error of the mean of ``values``; NaN for a single one."""
+    """Standard error of the mean of ``values``; NaN for a single value."""
     return (values.std() / len(values) ** 0.5).item() if len(values) > 1 else math.nan
 
 
@@ -186,7 +187,7 @@ def squared_mmd(a: Tensor, b: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]
     """The squared maximum mean discrepancy of two sets, ``(N, D)`` and ``(M, D)``, without bias: it may be negative.
 
     Args:
-        kernel: of every pair, ``(N, D)`` and ``(M, D)`` to ``(N, M)``.
+        kernel: kernel of all pairs, ``(N, D)`` and ``(M, D)`` to ``(N, M)``.
 
     Source: Gretton et al. 2012 (A kernel two-sample test), lemma 6.
     """
@@ -218,27 +219,26 @@ def evaluate(
     """The evidence of ``data``: exact where the program is tractable, else a bound.
 
     Args:
-        program: left in the mode (train or eval) and on the device it was on, unless ``device`` moves it; or a
-            `Posterior`, whose data count as a single datum.
+        program: a program, whose mode (train or eval) does not change, nor its device unless ``device`` is passed; or
+            a `Posterior`, whose data count as a single datum.
         data: a `Data`, or a tensor ``(N, *event_shape)``; with ``given`` or labels for a conditional program. A
             `Posterior` has its own.
-        guide: of a `Posterior`, fitted, as for `dgm.infer.psis`; a `Program` has one.
+        guide: a fitted guide for a `Posterior`, as for `dgm.infer.psis`; a `Program` has its own.
         num_particles: 1 for the ELBO; K for the importance-weighted bound with K draws per datum, which is tighter.
-        num_samples: how many draws of an ELBO to average per datum: less noise, the same bound.
-        ode: whether to take the density of the probability-flow ODE, of a `ContinuousDiffusion` of reals, in place of
-            the bound: `ContinuousDiffusion.ode_log_prob`. It is that of the flow which the deterministic samplers
-            follow, before their last step, to the denoiser's mean.
+        num_samples: draws of an ELBO to average per datum; more draws lower the Monte Carlo error, not the bound.
+        ode: whether to compute the density of the probability-flow ODE instead of the bound, for a
+            `ContinuousDiffusion` of reals: see `ContinuousDiffusion.ode_log_prob`.
         batch_size: data per batch; lower it if memory is short. The numbers do not depend on it.
-        seed: of the guide's draws, which are each datum's own (`noise.per_datum`): the value of a datum is a function
-            of the datum, the program and the seed. The global random state is left as it was.
-        device: where to compute; default where the program is.
-        progress: whether to show a bar; it counts data, or particles of data.
+        seed: seed of the guide's draws, which belong to each datum (`noise.per_datum`): the value of a datum is a
+            function of the datum, the program and the seed. The global random state does not change.
+        device: device to compute on; default that of the program.
+        progress: whether to show a bar, which counts data, or data times particles.
 
-    Where features are missing, the evidence is that of the observed part: exact where they are independent, and the
-    MIWAE bound of a VAE whose likelihood has independent features; of an `AnyOrder`, the bound over the orders of the
-    observed features.
+    Where features are missing, the evidence is that of the observed part: exact if they are independent, the MIWAE
+    bound for a VAE whose likelihood has independent features, and the bound over the orders of the observed features
+    for an `AnyOrder`.
 
-    The label of a `Labeled` program is summed over, and only log p(x | y) bounded, where it is not exact.
+    The label of a `Labeled` program is summed out; only log p(x | y) is bounded, where it is not exact.
 
     Memory does not grow with ``num_particles``: they come in chunks, and only the sum of their weights is kept.
 
@@ -250,10 +250,10 @@ def evaluate(
     """
     check_counts(num_particles=num_particles, num_samples=num_samples, batch_size=batch_size)
     if isinstance(program, Posterior):
-        return _of_posterior(program, guide, num_particles, num_samples, seed, data=data, ode=ode, device=device)
+        return _posterior_evidence(program, guide, num_particles, num_samples, seed, data=data, ode=ode, device=device)
     check_program(program)
     if guide is not None:
-        raise TypeError(f"this {type(program).__name__} has a guide of its own: leave guide out")
+        raise TypeError(f"guide was passed, but this {type(program).__name__} has a guide of its own: leave guide out")
     data = as_data(program, data, missing=True)
     part = observed_part(program, data)
     device = program_device(program) if device is None else find_device(device)
@@ -272,8 +272,9 @@ def evaluate(
     within = core_of(program.program if isinstance(program, Labeled) else program)
     if weighted and isinstance(within, ContinuousDiffusion):
         raise ValueError(
-            f"particles weigh the paths of a chain of {within.num_steps} steps, which is looser than the bound in "
-            "continuous time: use num_particles=1, or evaluate program.unroll(), the chain itself"
+            f"num_particles is {num_particles}, but particles need a chain, here of {within.num_steps} steps, whose "
+            "bound is looser than the one in continuous time: use num_particles=1, or evaluate the chain, "
+            "program.unroll()"
         )
     total, unit = (len(data) * num_particles, "particle") if weighted else (len(data), "datum")
     bounds, keys = list[Bound](), list[Tensor]()
@@ -309,10 +310,10 @@ def evaluate(
     )
 
 
-def _of_posterior(
+def _posterior_evidence(
     posterior: Posterior, guide: Any, num_particles: int, num_samples: int, seed: int, **others: Any
 ) -> Evidence:
-    """A bound on log p(y) of all data together, by draws of a guide."""
+    """A bound on the log p(y) of all data together, from draws of a guide."""
     for argument, value in others.items():
         if value is not None and value is not False:
             raise TypeError(f"{argument} was passed, but a Posterior has its own data and device: leave it out")
@@ -335,7 +336,7 @@ def _of_posterior(
 
 
 def _datum_keys(value: Tensor, data: Data) -> Tensor:
-    """A hash of each datum: of what is scored, and of x, given and mask; not of labels, which p(x) sums over."""
+    """A hash of each datum: of the scored value, and of x, given and mask; not of labels, which p(x) sums over."""
     found = [value, *(part for name, part in data.parts.items() if name != "y" and part is not value)]
     return noise.row_keys(torch.stack([noise.row_keys(part) for part in found], 1))
 
@@ -343,7 +344,7 @@ def _datum_keys(value: Tensor, data: Data) -> Tensor:
 def _exact_or_bound(
     program: Program, x: Tensor, given: Any, num_particles: int, num_samples: int, advance: Callable[[float], Any]
 ) -> Bound:
-    """log p(x), exact or bounded by the ELBO of so many draws, or by that many particles."""
+    """log p(x): exact, or a bound by the ELBO of ``num_samples`` draws or by ``num_particles`` importance weights."""
     if isinstance(program, Labeled) and not program.tractable:
         return _sum_over_labels(program, x, num_particles, num_samples, advance)
     if not program.tractable and num_particles > 1:
@@ -357,12 +358,12 @@ def _exact_or_bound(
 def _sum_over_labels(
     program: Labeled, x: Tensor, num_particles: int, num_samples: int, advance: Callable[[float], Any]
 ) -> Bound:
-    """log sum_y p(x, y), whose p(x | y) are bounded: the classifier q(y | x) is not used.
+    """log sum_y p(x, y) with bounds on each p(x | y); the classifier q(y | x) is not used.
 
-    Where all labels of the training data were known, nothing has trained it. With particles the weights of every class
-    are unbiased, and so is their sum. Without, q(y) is Bayes' rule on the ELBOs of the classes, and the bound
-    sum_y q(y) ELBO_y - KL(q(y) || p(y)) takes other draws than q(y) did: the same ones would favor the class that
-    they flatter, and the result would be no bound.
+    If all labels of the training data were known, nothing has trained the classifier. With particles, the weights of
+    every class are unbiased, and so is their sum. Without, q(y) is Bayes' rule on the ELBOs of the classes, and the
+    bound sum_y q(y) ELBO_y - KL(q(y) || p(y)) needs new draws: with the draws of q(y), it would favor the class whose
+    ELBO they overestimate, and be no bound.
     """
     labels = torch.arange(program.num_labels, device=x.device)
     log_prior = program.prior().log_prob(labels)
@@ -396,20 +397,20 @@ def _sum_over_labels(
 
 
 PAIRED_ROWS = 2**10
-"""At most so many rows of one set are compared with all of another at once."""
+"""Most rows of one set that are compared with all of another at once."""
 
 POSTERIOR_ROWS = 2**12
-"""At most so many draws go through the model of a `Posterior` at once."""
+"""Most draws that go through the model of a `Posterior` at once."""
 
 ROWS_AT_ONCE = 2**14
-"""At most so many rows, particles of data, go through the networks at once when evidence is computed."""
+"""Most rows, particles times data, that go through the networks at once when evidence is computed."""
 
 VALUES_AT_ONCE = 2**20
-"""At most so many numbers go through them at once, those of every step of a chain counted: 4 MiB of float32."""
+"""Most numbers that go through them at once, counted over all steps of a chain: 4 MiB of float32."""
 
 
 BYTES_PER_VALUE = 2**14
-"""What a number that goes through the networks of an image model may take on a GPU, all activations counted."""
+"""Bytes on a GPU for each number that goes through the networks of an image model, including all activations."""
 
 
 @torch.no_grad()
@@ -422,11 +423,11 @@ def importance_bound(
 ) -> Tensor:
     """The log-mean-exp of ``program.log_weights(x, given, num_particles)`` (IWAE), in nats, ``(B,)``.
 
-    The particles come in chunks, whose size depends on program, number of data and device: memory does not grow with
-    their number.
+    The particles come in chunks, whose size depends on program, number of data and device, so memory does not grow
+    with their number.
 
     Args:
-        advance: told after each chunk how many weights it had.
+        advance: called after each chunk with its number of weights.
     """
     total = torch.tensor(-math.inf, device=x.device)
     for _, size in noise.chunks(num_particles, particles_at_once(program, len(x))):
@@ -437,10 +438,10 @@ def importance_bound(
 
 
 def most_at_once(device: torch.device) -> tuple[int, int]:
-    """`ROWS_AT_ONCE` and `VALUES_AT_ONCE`, which fit a processor's cache; on a GPU more, by its memory."""
+    """`ROWS_AT_ONCE` and `VALUES_AT_ONCE`, which fit a processor's cache; more on a GPU, according to its memory."""
     if device.type != "cuda":
         return ROWS_AT_ONCE, VALUES_AT_ONCE
-    # All of the memory, not what is free: the same program then gets the same chunks, and so the same rounding.
+    # The total memory, not the free memory: the same program then gets the same chunks, and so the same rounding.
     times = max(1, torch.cuda.get_device_properties(device).total_memory // (BYTES_PER_VALUE * VALUES_AT_ONCE))
     return times * ROWS_AT_ONCE, times * VALUES_AT_ONCE
 
@@ -461,10 +462,10 @@ def as_data(program: Program, data: Any, argument: str = "data", *, missing: boo
     """``data`` as a `Data` that fits ``program``: shapes, values, levels and measure.
 
     Args:
-        missing: whether the caller scores them by `observed_part`, and so takes data that miss features.
+        missing: whether the caller takes data that miss features, because it scores them by `observed_part`.
 
     Raises:
-        ValueError, TypeError: it does not fit; the message names the remedy.
+        ValueError, TypeError: ``data`` does not fit; the message names the remedy.
     """
     check_program(program)
     # On the program's device: callers move the data in batches themselves.
@@ -516,22 +517,22 @@ def as_data(program: Program, data: Any, argument: str = "data", *, missing: boo
 
 
 def check_whole(data: Data, owner: str) -> None:
-    """Raise if features are missing, for what cannot sum them out.
+    """Raise if features are missing, for a method that cannot leave them out.
 
     Args:
-        owner: who takes whole data alone, for the message.
+        owner: the method that takes only complete data, for the message.
     """
     if data.misses and data.mask is not None:
         rows = int((~data.mask).flatten(1).any(1).sum())
         raise ValueError(
-            f"{rows} of {len(data)} data of {data.name} miss features, and {owner} takes whole data: keep "
-            "those with data[data.mask.flatten(1).all(1)], fill the others in by dgm.infer.impute, or name data "
-            "without gaps (--normal of dgm anomaly, DATA of dgm represent)"
+            f"{rows} of {len(data)} data of {data.name} miss features, but {owner} takes only complete rows: keep "
+            "these, data[data.mask.flatten(1).all(1)], fill the others in by dgm.infer.impute, or name data without "
+            "gaps (--normal of dgm anomaly, DATA of dgm represent)"
         )
 
 
 def _as_reals(program: Program, x: Tensor) -> Tensor:
-    """Counts as the networks that read them take them: integers below some ``levels`` are scaled, counts are not."""
+    """Counts as reals, for networks that read them; integers with ``levels`` are scaled by the networks themselves."""
     return x if x.is_floating_point() or program.levels is not None else x.to(parameter_of(program).dtype)
 
 
@@ -543,6 +544,6 @@ def program_device(program: Program) -> torch.device:
 
 @contextlib.contextmanager
 def evaluating(program: Program) -> Iterator[None]:
-    """Evaluation mode in full precision, with Pyro's checks off; ours have been made."""
+    """Evaluation mode in full precision, without Pyro's validation: the caller has checked the data."""
     with alone(), eval_mode(program), products_in("float32"), pyro.validation_enabled(False):
         yield

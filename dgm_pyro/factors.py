@@ -1,14 +1,13 @@
-r"""What a program says: its joint and its guide as products of factors, read off its statements.
+r"""Formulas: the joint and the guide of a program as products of factors, read off its statements.
 
 A trace of the statements for one datum has a site per variable. The sites that its density reads are its *parents*, by
-Pyro's tracking of provenance, so that a VAE of ``joint`` and ``posterior`` is
+Pyro's tracking of provenance, so a VAE of ``joint`` and ``posterior`` is
 
 .. math::
     p(z) \, p(x \mid z) \quad \text{and} \quad q(z \mid x).
 
-As in `pyro.infer.inspect.get_dependencies`, a deterministic site has no density and is passed through to its own
-parents. Unlike there, observed sites are parents too, and so are the arguments that condition: a factor
-p(x_2 | x_1, c) reads both.
+As in `pyro.infer.inspect.get_dependencies`, a deterministic site has no density and is replaced by its own parents.
+Unlike there, observed sites and conditioning arguments are parents too: a factor p(x_2 | x_1, c) reads both.
 """
 
 from __future__ import annotations
@@ -44,15 +43,15 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = ["Factor", "Formula", "factors_of", "formula"]
 
-# What makes a tensor a Python value, which has no provenance: all that is stated after it may depend on it.
+# Functions that turn a tensor into a Python value, which has no provenance: every later statement may depend on it.
 LEAVES_TENSORS = ("item", "tolist", "__bool__", "__float__", "__int__", "__index__")
 
-# A chain of more factors is written with dots.
+# Longer chains of factors are written with dots.
 WRITTEN_OUT = 3
 
 _T = TypeVar("_T")
 
-# A variable and what it is conditioned on.
+# A variable and the names of those that it is conditioned on.
 Term = tuple[str, tuple[str, ...]]
 
 
@@ -66,14 +65,14 @@ class Factor:
     """One site of a joint or a posterior.
 
     Attributes:
-        site: its name.
-        parents: the sites and arguments that its density reads; all before it, where that is all that is known.
+        site: name of the site.
+        parents: the sites and arguments that its density reads; all sites before it, where these are not known.
         event_shape: shape of one value; None where it is not known.
-        family: the name of its distribution, less `Independent` and the like; None where it is not known.
+        family: name of its distribution, without wrappers such as `Independent`; None where it is not known.
         kind: ``"latent"``, ``"data"``, ``"deterministic"``, ``"factor"`` for a `pyro.factor`, or ``"estimate"`` for a
-            site that estimates a bound: a time, or what is stated there.
-        chain: the terms whose product it is, where its distribution is a chain.
-        base: whether its density is that of a base, times a determinant.
+            site of a bound's estimate, such as a time or a value at that time.
+        chain: the factors of its density, where its distribution is a chain.
+        base: whether its density is that of a base times a determinant.
     """
 
     site: str
@@ -86,7 +85,7 @@ class Factor:
 
     @property
     def expands(self) -> bool:
-        """Whether its density is a product itself."""
+        """Whether its density is itself a product."""
         return bool(self.chain) or self.base
 
 
@@ -95,10 +94,10 @@ class Formula:
     """A joint and its posterior, as factors. It prints as text, and as LaTeX in a notebook.
 
     Attributes:
-        name: whose formula it is.
+        name: name of the program or model.
         joint: the factors of p, in the order stated.
-        posterior: those of q; None where there is no guide.
-        num_parameters: how many numbers are learned; None where it is not known.
+        posterior: the factors of q; None where there is no guide.
+        num_parameters: number of learned numbers; None where it is not known.
     """
 
     name: str
@@ -143,7 +142,7 @@ class Formula:
         return "<br>".join(line for density in "pq" for line in self._lines(density, _Html))
 
     def _lines(self, density: str, writing: type[_Text]) -> list[str]:
-        """The product of the factors of p or q, and under it what factors are themselves products."""
+        """The product of the factors of p or q, and a line for each factor that is itself a product."""
         style = writing(f.site for f in (*self.joint, *(self.posterior or ())))
         factors = [f for f in self.joint if f.kind != "estimate"] if density == "p" else self.posterior or ()
         if not factors:
@@ -169,7 +168,7 @@ def _kind_of_value(factor: Factor) -> str:
 
 
 def dotted(terms: Sequence[tuple[str, str]], dots: str) -> str:
-    """The texts of (site, text) in a row; a run of numbered sites, such as x_1 .. x_64, with dots."""
+    """The texts of (site, text), one after another, with dots in a run of numbered sites such as x_1 .. x_64."""
     runs = [
         [text for _, text in run]
         for run in _cut_into_runs(terms, lambda first, second: _are_neighbors(first[0], second[0]))
@@ -178,7 +177,7 @@ def dotted(terms: Sequence[tuple[str, str]], dots: str) -> str:
 
 
 def _cut_into_runs(terms: Sequence[_T], goes_on: Callable[[_T, _T], bool]) -> list[list[_T]]:
-    """``terms`` cut wherever one does not go on from the one before it."""
+    """``terms`` cut wherever ``goes_on`` is false for two neighbors."""
     runs: list[list[_T]] = []
     for term in terms:
         if runs and goes_on(runs[-1][-1], term):
@@ -194,7 +193,7 @@ def _chain_index(site: str) -> tuple[str, int] | None:
 
 
 def _are_alike_neighbors(first: tuple[str, str], second: tuple[str, str]) -> bool:
-    """Whether two (site, text) are sites next to each other in a chain, of one text."""
+    """Whether two (site, text) are neighbors in a chain with the same text."""
     return first[1] == second[1] and _are_neighbors(first[0], second[0])
 
 
@@ -204,7 +203,7 @@ def _are_neighbors(first: str, second: str) -> bool:
 
 
 class _Text:
-    """How a formula of these sites is written as text."""
+    """Writes a formula of these sites as text."""
 
     dots = "..."
     bar = " | "
@@ -241,7 +240,7 @@ class _Text:
         return f"∫ {integrand} {f' {self.dots} '.join(f'd{self.name(name)}' for name in ends)}"
 
     def _parents(self, parents: Sequence[str]) -> list[str]:
-        """Their names; x_1 .. x_i-1 as x_<i, and z_i+1 .. z_L as z_>i."""
+        """Names of the parents, with x_1 .. x_i-1 written as x_<i, and z_i+1 .. z_L as z_>i."""
         runs: dict[str, set[int]] = {}
         for stem, number in filter(None, map(_chain_index, parents)):
             runs.setdefault(stem, set()).add(number)
@@ -298,7 +297,7 @@ class _Html(_Text):
 
 
 def _letter_and_index(site: str) -> tuple[str, str]:
-    """The letter or word, and its index, of x_1, x_continuous, z2."""
+    """The letter or word of a name such as x_1, x_continuous or z2, and its index."""
     found = re.fullmatch(r"([A-Za-z])(\d+)|([^_]*)_?(.*)", site)
     assert found is not None
     return (found[1], found[2]) if found[1] else (found[3], found[4])
@@ -312,7 +311,7 @@ def _escaped(name: str) -> str:
 
 
 class _Untouched(Messenger):
-    """Parameters are read from where they are, and nothing is put in Pyro's store."""
+    """Reads parameters without putting anything into Pyro's param store."""
 
     def _pyro_param(self, msg: Any) -> None:
         name, initial = msg["args"][0], msg["args"][1] if len(msg["args"]) > 1 else None
@@ -325,7 +324,7 @@ class _Untouched(Messenger):
 
 
 class _Blank(Messenger):
-    """A draw from a chain would run it, and an improper prior has none: a blank value stands for it."""
+    """Replaces draws by blank values: a draw from a chain would run it, and an improper prior has none."""
 
     def _pyro_sample(self, msg: Any) -> None:
         base = _base_distribution(msg["fn"])
@@ -337,7 +336,7 @@ class _Blank(Messenger):
 
 
 class _Arguments(Messenger):
-    """Notes which argument each observed site's value is, and what was read as Python values before each site."""
+    """Records the argument that each observed site has as its value, and the names read as Python values before it."""
 
     def __init__(self, observes: dict[str, str], untracked: _Untracked) -> None:
         super().__init__()
@@ -345,7 +344,7 @@ class _Arguments(Messenger):
         self.untracked, self.read_before = untracked, dict[str, frozenset[str]]()
 
     def _pyro_sample(self, msg: Any) -> None:
-        computed = type(msg["fn"]) is Unit or (msg["infer"] or {}).get("_deterministic")  # no data, whatever it reads
+        computed = type(msg["fn"]) is Unit or (msg["infer"] or {}).get("_deterministic")  # not data
         if msg["is_observed"] and isinstance(msg["value"], Tensor) and not computed:
             for name in get_provenance(msg["value"]) - self.sites:
                 self.observes.setdefault(name, msg["name"])
@@ -354,8 +353,8 @@ class _Arguments(Messenger):
 
 
 class _Untracked(TorchFunctionMode):
-    """Remembers what Pyro's tracking does not follow: what is written into tensors in place, such as a cache, and what
-    Python values were read off.
+    """Tracks what Pyro's provenance does not: tensors written in place, such as a cache, and tensors read as Python
+    values.
     """
 
     def __init__(self) -> None:
@@ -389,7 +388,7 @@ class _Untracked(TorchFunctionMode):
 
 
 def marked(name: str, value: Any) -> Any:
-    """``value`` with the name that those who read it have as a parent, if it is a tensor."""
+    """``value``, marked with ``name`` as its provenance if it is a tensor."""
     return ProvenanceTensor(detach_provenance(value), frozenset({name})) if isinstance(value, Tensor) else value
 
 
@@ -403,12 +402,12 @@ def factors_of(
     """The factors of Pyro statements.
 
     Args:
-        args, kwargs: of ``statements``, tensors `marked` with their names.
-        latents: the sites that are; default those that are not observed.
-        observes: the site that an argument is observed at, where other statements say so.
+        args, kwargs: arguments of ``statements``, with tensors `marked` by their names.
+        latents: names of the latent sites; default the sites that are not observed.
+        observes: the site at which each argument is observed, where other statements state it.
 
     Returns:
-        the factors, the site that each argument is observed at, and the values of the sites.
+        The factors, the site at which each argument is observed, and the values of the sites.
     """
     untracked = _Untracked()
     arguments = _Arguments({} if observes is None else observes, untracked)
@@ -438,13 +437,13 @@ def factors_of(
 def _factor_of_site(
     site: Any, before: Sequence[Factor], latents: Collection[str] | None, arguments: _Arguments
 ) -> Factor:
-    """The factor of a site, of those stated before it and of the arguments."""
+    """The factor of a site, given the factors stated before it and the arguments."""
     name, fn, infer = site["name"], site["fn"], site["infer"] or {}
     base = _base_distribution(fn)
     family = type(base).__name__.removesuffix("Distribution")
     fixed = family == "Delta"
     is_chain = hasattr(base, "factors")
-    # A chain may state its density apart, by factors of a bound: what it is given counts too.
+    # Factors of a bound may state the density of a chain, so what the chain is given counts too.
     read_by_it = (fn.log_prob(site["value"]), base.given if is_chain else None)
     names = get_provenance(site["value"] if fixed else read_by_it) | arguments.read_before[name]
     read = {arguments.observes.get(p, p) for p in names} - {name}
@@ -462,7 +461,7 @@ def _factor_of_site(
 
 
 def _base_distribution(distribution: Any) -> Any:
-    """Less what only shapes it, `Independent` and expanded distributions, and less its units."""
+    """The distribution without wrappers that change shapes or units, such as `Independent`."""
     while isinstance(distribution, Independent | ExpandedDistribution | MaskedDistribution) or _only_units(
         distribution
     ):
@@ -481,12 +480,12 @@ def formula(source: Any, *args: Any, **kwargs: Any) -> Formula:
 
     Args:
         source: a `Program`; a Pyro model; or a pair of them, ``(model, guide)``.
-        args, kwargs: what the callables take. A program needs none: one row of ``given`` may stand first, where its
-            shape is left open.
+        args, kwargs: arguments of the callables. A program needs none, except that one row of ``given`` may come first
+            if its given_shape is left open.
 
     Raises:
         TypeError: ``source`` is none of these.
-        ValueError: the guide is one of Pyro's AutoGuides, and has not been called yet.
+        ValueError: the guide is one of Pyro's AutoGuides, and has never been called.
 
     >>> import torch, dgm_pyro as dgm
     >>> vae = dgm.VAE(dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), dgm.Normal(2, nn.Linear(3, 4)))
@@ -506,7 +505,8 @@ def formula(source: Any, *args: Any, **kwargs: Any) -> Formula:
             raise TypeError(f"{role} must be a dgm.Program, a Pyro model, or a pair (model, guide), got {part!r}")
     if isinstance(guide, AutoGuide) and guide.prototype_trace is None:
         raise ValueError(
-            f"this {type(guide).__name__} makes its parameters in its first call: call it once, guide(...)"
+            f"the guide of source, {type(guide).__name__}, makes its parameters in its first call: call it once, "
+            "guide(...)"
         )
     signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
     bound = signature.bind(*args, **kwargs)

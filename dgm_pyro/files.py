@@ -1,7 +1,7 @@
-"""Files that are whole at every moment, and folders that one process writes at a time.
+"""Files that are replaced atomically, and folders that one process writes at a time.
 
-A file is written beside its place and moved there in one step: a reader, or a kill at any moment, finds the old file or
-the new one. The lock of a folder belongs to the open folder and dies with its process, so nobody has to remove it.
+A file is written next to its place and moved there in one step. A reader, also after a kill at any moment, finds the
+old file or the new one. The lock of a folder is released when its process ends, so nobody has to remove it.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ except ImportError:  # Windows, where folders are not locked
     fcntl = None  # type: ignore[assignment]
 
 LARGEST_JSON = 2**28
-"""Bytes; nothing that dgm_pyro writes comes near."""
+"""Bytes, far more than in any JSON file that dgm_pyro writes."""
 
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.part")
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """All of ``content`` at ``path``, or the file that was there before: for what a later command reads."""
+    """Write ``content`` to ``path`` atomically: after a kill, the old file or the whole new one is there."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with temporary.open("wb") as file:
@@ -39,15 +39,15 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write_file`."""
+    """Write ``text`` to ``path`` in UTF-8, as `write_file` does."""
     write_file(path, text.encode())
 
 
 def parsed_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
-        ValueError: it is none, or larger or deeper than any of ours.
+        ValueError: the file is no JSON, or larger or more deeply nested than any that dgm_pyro writes.
     """
     if path.stat().st_size > LARGEST_JSON:
         raise ValueError(f"it has {path.stat().st_size:,} bytes")
@@ -59,10 +59,10 @@ def parsed_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Write in a folder, which is made if need be, while no other process does; what killed ones left is removed.
+    """Make the folder if needed and lock it against other writers; remove temporary files that killed ones left.
 
     Raises:
-        BlockingIOError: another one is writing.
+        BlockingIOError: another process is writing in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = _lock(folder)
@@ -95,7 +95,7 @@ def _lock(folder: Path) -> int | None:
 
 
 def _is_running(process: int) -> bool:
-    if process == os.getpid():  # of an earlier one with this number, as containers count from 1
+    if process == os.getpid():  # an earlier process with the same number, as containers count from 1
         return False
     try:
         os.kill(process, 0)

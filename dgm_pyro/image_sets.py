@@ -24,24 +24,28 @@ FONTS = (
     *("cmr10", "cmb10", "cmss10", "cmtt10", "cmti10"),
 )
 CHARACTERS = string.digits + string.ascii_uppercase + string.ascii_lowercase
-# Of a random distortion: standard deviations of the angle in radians, the shear and the logarithm of the scale, and
-# the largest shift as a share of the image.
+# Standard deviations of the angle in radians, the shear and the logarithm of the scale of a random distortion, and its
+# largest shift as a share of the image.
 ANGLE, SHEAR, LOG_SCALE, SHIFT = 0.1, 0.12, 0.1, 0.05
-# A capital's height as a share of the image's.
+# Height of a capital as a share of the image's height.
 CAPITAL = 0.62
-# Glyphs are drawn so many times larger, then averaged down: their edges are smooth.
+# Factor by which glyphs are drawn larger and then averaged down, for smooth edges.
 FINER = 2
-# Each split has vertical bands of the photographs, so many columns wide: no test patch overlaps a training patch.
+# Width in columns of the photographs' vertical bands. Each split has its own, so no test patch overlaps a training one.
 BAND = 64
 BANDS = {"train": (0, 1, 3, 5, 6, 8), "valid": (4, 9), "test": (2, 7)}
 
 
 def glyphs(random: np.random.Generator, num_data: int, *, num_classes: int, size: int, color: bool = False) -> Images:
-    """The first ``num_classes`` of `CHARACTERS`, each in a random font, under a random affine distortion.
+    """Images of the first ``num_classes`` of `CHARACTERS`, in random fonts and with random affine distortions.
 
     Args:
-        color: glyph and background in random colors, the background from one at the top to another at the bottom;
-            else white on black.
+        random: generator of all draws.
+        num_data: number of images.
+        num_classes: number of characters.
+        size: height and width in pixels.
+        color: whether glyph and background have random colors, with a vertical gradient in the background; else white
+            on black.
 
     Returns:
         Images ``(num_data, 3 or 1, size, size)``, and the index of each character.
@@ -58,7 +62,13 @@ def glyphs(random: np.random.Generator, num_data: int, *, num_classes: int, size
 
 
 def patches(random: np.random.Generator, num_data: int, *, size: int, split: str) -> Images:
-    """Random squares of two photographs in color, without labels; each split has bands of the photographs to itself.
+    """Random squares of two color photographs, without labels; each split has its own bands of the photographs.
+
+    Args:
+        random: generator of all draws.
+        num_data: number of patches.
+        size: height and width in pixels.
+        split: "train", "valid" or "test".
 
     Returns:
         Images ``(num_data, 3, size, size)``, and None.
@@ -86,7 +96,7 @@ def _drawn_character(font: str, character: str, size: int) -> Image.Image:
 
 @functools.cache
 def _font_of_capital_size(font: str, size: int) -> ImageFont.FreeTypeFont:
-    """The font at the size of which its capitals are `CAPITAL` of an image."""
+    """The font at the size at which a capital's height is the share `CAPITAL` of the image."""
     import matplotlib
 
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
@@ -95,7 +105,7 @@ def _font_of_capital_size(font: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def _distortions(random: np.random.Generator, num_data: int, size: int) -> np.ndarray:
-    """Six numbers a, b, c, d, e, f for each: the value at (u, v) comes from (a u + b v + c, d u + e v + f)."""
+    """Six numbers a .. f for each image: the value at (u, v) comes from (a u + b v + c, d u + e v + f)."""
     angle, shear = ANGLE * random.standard_normal(num_data), SHEAR * random.standard_normal(num_data)
     scale = np.exp(LOG_SCALE * random.standard_normal((num_data, 2)))
     cos, sin = np.cos(angle), np.sin(angle)

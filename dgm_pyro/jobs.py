@@ -1,8 +1,8 @@
 """Independent tasks in several processes, here or on a cluster, and the signals that end them.
 
-joblib starts the processes, gives them tasks and shares the cores; `joblib.parallel_config` names another backend, such
-as "dask". Two things are added for processes of this machine. They end when their parent is killed. And an interrupt of
-the parent gives each task the time to store what it has done.
+joblib starts the processes, distributes the tasks and divides the cores; `joblib.parallel_config` chooses another
+backend, such as "dask". For processes of this machine, two things are added: they end when their parent is killed, and
+an interrupt of the parent gives each task time to store its state.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from dgm_pyro.files import write_text
 __all__ = ["Interrupted", "in_parallel", "in_this_process", "noted", "on_cluster", "processes", "send_by_value"]
 
 GRACE = 30
-"""Seconds that a task has to store its state when the parent of its process is gone."""
+"""Seconds for a task to store its state after the parent of its process has ended."""
 EVERY = 0.2
-"""Seconds between two looks for that."""
+"""Seconds between two checks of the parent."""
 AT_ONCE = 1.0
-"""Seconds within which two signals of a kind are one."""
+"""Seconds within which two signals of one kind count as one."""
 OTHER = {signal.SIGINT: signal.SIGTERM, signal.SIGTERM: signal.SIGINT}
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM ended work whose state was stored; ``status`` is for the process to exit with."""
+    """SIGINT or SIGTERM ended work whose state was stored; ``status`` is the exit status for the process."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message, status)
@@ -48,9 +48,9 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def noted(note: Callable[[int], None]) -> Iterator[None]:
-    """``note`` hears SIGINT and SIGTERM, and the work continues. A second signal does what it does without this.
+    """Call ``note`` on SIGINT or SIGTERM, and continue. A second signal has its usual effect.
 
-    One that comes within `AT_ONCE` is no second one: the command timeout sends each to the process and to its group.
+    Signals within `AT_ONCE` count as one, because the command timeout signals both the process and its group.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -77,16 +77,16 @@ def noted(note: Callable[[int], None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def on_cluster(backend: str | None, address: str | None = None) -> Iterator[None]:
-    """Tasks run on a cluster that is there already.
+    """Run tasks on an existing cluster.
 
     Args:
         backend: "dask" or "ray"; None for processes of this machine.
-        address: of the scheduler; by default the cluster that this process has joined.
+        address: address of the scheduler; default the cluster that this process has joined.
 
     Raises:
-        ValueError: another backend; or an address without one.
+        ValueError: the backend is unknown, or there is an address without a backend.
         ImportError: the backend is not installed.
-        OSError: nobody answers at the address.
+        OSError: no scheduler answers at the address.
     """
     if backend is None:
         if address is not None:
@@ -109,27 +109,29 @@ def on_cluster(backend: str | None, address: str | None = None) -> Iterator[None
 
 
 def processes(jobs: int | None = None) -> int:
-    """How many processes of this machine `in_parallel` starts: none for one job, nor on a cluster."""
+    """Number of processes that `in_parallel` starts on this machine: 0 for one job and on a cluster."""
     found = int(joblib.effective_n_jobs(jobs))
     return found if found > 1 and isinstance(get_active_backend()[0], LokyBackend) else 0
 
 
 def in_this_process() -> bool:
-    """Whether `in_parallel` by default runs the tasks here, one after another."""
+    """Whether `in_parallel` by default runs the tasks in this process, one after another."""
     return isinstance(get_active_backend()[0], LokyBackend | SequentialBackend) and processes() == 0
 
 
 def in_parallel(
     function: Callable[..., Any], tasks: Iterable[tuple[Any, ...]], jobs: int | None = None
 ) -> Iterator[Any]:
-    """What ``function`` returns for the arguments in each of the ``tasks``, in the order in which they end.
+    """Yield ``function(*task)`` for each of the ``tasks``, in the order in which they finish.
 
     Args:
-        jobs: how many processes; 1 is this one. By default as `joblib.parallel_config` says, or 1. A cluster decides
-            itself.
+        function: the function to call.
+        tasks: its arguments in each call.
+        jobs: number of processes; 1 is this process. Default that of `joblib.parallel_config`, or 1. A cluster
+            schedules tasks itself.
 
     Raises:
-        Interrupted: by a signal, when every task has stored its state.
+        Interrupted: a signal arrived, and every task has stored its state.
     """
     as_they_end = "generator_unordered" if get_active_backend()[0].supports_return_generator else "list"
     parallel = joblib.Parallel(jobs, batch_size=1, return_as=as_they_end)
@@ -153,7 +155,7 @@ def in_parallel(
 
 
 def send_by_value(module: types.ModuleType) -> None:
-    """Let tasks have functions and classes of a ``module`` that other processes cannot import."""
+    """Send functions and classes of ``module`` by value, because other processes cannot import it."""
     for pickler in ("cloudpickle", "joblib.externals.cloudpickle"):  # since joblib 1.6, and before
         with contextlib.suppress(ImportError):
             importlib.import_module(pickler).register_pickle_by_value(module)
@@ -162,9 +164,9 @@ def send_by_value(module: types.ModuleType) -> None:
 def _run_uninterrupted(
     function: Callable[..., Any], task: tuple[Any, ...], parent: int, stop: Path
 ) -> tuple[bool, Any]:
-    """In a process of joblib: whether the task came to its end, and its result.
+    """Run a task in a process of joblib: whether it finished, and its result.
 
-    Between two tasks the process hears no signals. One that dies there would take the others with it.
+    Between tasks the process ignores signals, because its death would end the other processes too.
     """
     if stop.exists():
         return False, None
@@ -186,8 +188,8 @@ def _run_uninterrupted(
 def _watch_parent(parent: int, stop: Path, over: threading.Event) -> None:
     """End the task when the parent was killed or interrupted.
 
-    A terminal sends SIGINT, and a queue SIGTERM, to all processes: the signal that comes from here is the other one. A
-    second one of a kind would not wait for the state to be stored.
+    A terminal sends SIGINT to all processes, and a queue SIGTERM. This sends the other signal, because a second signal
+    of one kind would not wait for the state to be stored.
     """
     while not over.wait(EVERY):
         if os.getppid() != parent:

@@ -1,16 +1,16 @@
-r"""Noise that belongs to a datum: what is said of one x depends on x, the program and the seed, on nothing else.
+r"""Noise that belongs to a datum: a random score of x is a function of x, the program and the seed alone.
 
-A generator hands out its numbers in the order of the requests, so the noise of a datum depends on its row and on the
-rest of the batch. A score that is made with such noise is no function of the datum: two data of the
-same distribution are then not exchangeable, and a rate of false alarms that rests on that is not kept.
+A generator returns its numbers in the order of the requests, so the noise of a datum depends on its row and on the rest
+of the batch. A score with such noise is not a function of the datum. Two data of the same distribution are then not
+exchangeable, and a bound on the false alarm rate that assumes exchangeability does not hold.
 
 Inside `per_datum` a draw is a hash of counters (Salmon et al. 2011) instead,
 
 .. math::
     u = h(\text{seed}, \text{bytes of } x, \text{number of the draw}, \text{particle}, \text{element}),
 
-the same alone as in any batch, on every device, and for any chunks of the particles. Equal data get equal noise.
-Two kinds of draws are made so: those of the sites of a program, and those inside `drawing`. Draws without a data
+which is the same in every batch, on every device, and for any chunks of the particles. Equal data get equal noise.
+This applies to two kinds of draws: those of a program's sites, and those inside `drawing`. Draws without a data
 dimension depend on the seed alone.
 
 Source: Salmon et al. 2011 (Parallel random numbers: as easy as 1, 2, 3); the mixing function is that of Steele, Lea and
@@ -34,7 +34,7 @@ __all__ = ["chunks", "drawing", "per_datum"]
 
 
 def _signed_64_bits(value: int) -> int:
-    """The integer of 64 bits, with a sign, that has the last 64 bits of ``value``."""
+    """The signed 64-bit integer with the last 64 bits of ``value``."""
     return (value + 2**63) % 2**64 - 2**63
 
 
@@ -42,7 +42,7 @@ _GOLDEN, _FIRST, _SECOND = map(_signed_64_bits, (0x9E3779B97F4A7C15, 0xBF58476D1
 
 
 def mix(z: Tensor) -> Tensor:
-    """A bijection of the 64-bit integers after which every bit depends on every bit."""
+    """A bijection of the 64-bit integers in which every bit of the result depends on every bit of ``z``."""
     z = (z ^ _shift_right(z, 30)) * _FIRST
     z = (z ^ _shift_right(z, 27)) * _SECOND
     return z ^ _shift_right(z, 31)
@@ -61,16 +61,16 @@ def row_keys(x: Tensor) -> Tensor:
 
 
 class _DatumNoise(TorchDispatchMode):
-    """Takes the place of torch's generators, inside `drawing` or a site.
+    """Replaces torch's generators, inside `drawing` or a site.
 
     Args:
-        keys: of the data, ``(B,)``.
-        seed: the key of what data share.
+        keys: keys of the data, ``(B,)``.
+        seed: the key of draws that the data share.
 
     Attributes:
-        batch: of what is being drawn, its last dimension the data.
-        count: draws so far.
-        first: number of the first particle at hand.
+        batch: batch shape of the current draw; its last dimension is the data.
+        count: number of draws so far.
+        first: index of the first particle of the current chunk.
     """
 
     def __init__(self, keys: Tensor, seed: Tensor):
@@ -106,10 +106,10 @@ class _DatumNoise(TorchDispatchMode):
         return like.copy_(_INVERSES[name](self._uniform(like, flat=name == "multinomial"), given))
 
     def _keys_and_sizes(self, shape: torch.Size, flat: bool) -> tuple[Tensor, torch.Size]:
-        """Whose keys, and the sizes of what is left of the particles, the particles, the data, and what is right.
+        """The keys, and the sizes of four groups of dimensions: left of the particles, particles, data, the rest.
 
         Args:
-            flat: the dimensions have been folded, and only their order is known.
+            flat: whether the dimensions have been folded, so that only their order is known.
         """
         batch, dims = self.batch or torch.Size(), len(self.batch or ())
         size, lead = len(self.keys), math.prod(batch[:-1])
@@ -135,7 +135,7 @@ class _DatumNoise(TorchDispatchMode):
         return ((_shift_right(bits, 12).double() + 0.5) * 2.0**-52).reshape(like.shape)
 
     def _row_by_row(self, func: Any, args: Any, like: Tensor) -> Tensor:
-        """Draws that are not a formula of uniform ones, by a generator for each particle of each datum."""
+        """Draws that are no function of uniform draws, by a generator for each particle of each datum."""
         keys, shape = self._keys_and_sizes(like.shape, flat=False)
         parameters = [arg.detach().cpu().reshape(shape) for arg in args]
         drawn, generator = torch.empty(shape, dtype=like.dtype), torch.Generator()
@@ -154,7 +154,7 @@ def _categories(u: Tensor, given: dict[str, Any]) -> Tensor:
 
 
 def _below_one(u: Tensor, given: dict[str, Any]) -> Tensor:
-    """u in [0, 1) in the requested precision, where 1 may be what u rounds to."""
+    """u in [0, 1) in the requested precision, in which u may round to 1."""
     like = given.get("self")
     dtype = given.get("dtype") or (torch.get_default_dtype() if like is None else like.dtype)
     return u if dtype == torch.float64 else (u / torch.finfo(dtype).eps * 2).floor() * (torch.finfo(dtype).eps / 2)
@@ -164,7 +164,7 @@ def _normal(u: Tensor, given: dict[str, Any]) -> Tensor:
     return given.get("mean", 0.0) + given.get("std", 1.0) * torch.special.ndtri(u)
 
 
-# What makes a draw of u uniform on (0, 1), by the name of torch's function; given are its arguments.
+# The function from u, uniform on (0, 1), to a draw, by the name of torch's function; it also gets the arguments.
 _INVERSES: dict[str, Callable[[Tensor, dict[str, Any]], Tensor]] = {
     "rand": _below_one,
     "rand_like": _below_one,
@@ -184,7 +184,7 @@ _ROW_BY_ROW = ("_standard_gamma", "_sample_dirichlet", "poisson", "binomial")
 
 
 class _DrawSites(Messenger):
-    """Draws the sites of a program by the noise of each datum, as the last handler that may give them a value."""
+    """Draws the sites of a program with per-datum noise, as the last handler that may give them a value."""
 
     def __init__(self, noise: _DatumNoise):
         super().__init__()
@@ -226,23 +226,23 @@ def is_per_datum() -> bool:
 
 
 def drawing(batch: Sequence[int]) -> contextlib.AbstractContextManager[Any]:
-    """Make torch's random numbers each datum's own, where they are inside `per_datum`; else leave them.
+    """Give torch's draws per-datum noise inside `per_datum`; elsewhere do nothing.
 
     Args:
-        batch: the first dimensions of what is drawn, the last of them the data: ``(K, B)`` for K particles.
+        batch: leading dimensions of the draws, the last of which is the data: ``(K, B)`` for K particles.
     """
     noise = _current.get()
     return contextlib.nullcontext() if noise is None else noise.drawing(batch)
 
 
 def sites() -> contextlib.AbstractContextManager[Any]:
-    """Make the draws of sites each datum's own, where they are inside `per_datum`; enter it before the plates."""
+    """Give the draws of sites per-datum noise inside `per_datum`; enter this before the plates."""
     noise = _current.get()
     return contextlib.nullcontext() if noise is None else _DrawSites(noise)
 
 
 def chunks(total: int, chunk_size: int) -> Iterator[tuple[int, int]]:
-    """Start and size of each of the chunks of ``total`` particles, whose noise is the same in chunks of any size."""
+    """Start and size of each chunk of ``total`` particles, whose noise does not depend on the size of the chunks."""
     noise = _current.get()
     count = 0 if noise is None else noise.count
     for start in range(0, total, chunk_size):

@@ -15,10 +15,10 @@ The importance-weighted bounds draw z_1 .. z_K and take, with the weights w_k = 
     \log p(x) \ge E\Big[\log \frac{1}{K} \sum_k w_k\Big], \qquad
     \nabla \log \frac{1}{K} \sum_k w_k = \sum_k \bar w_k \nabla \log w_k, \quad \bar w_k = w_k / \sum_j w_j.
 
-With z = T(noise, phi), the gradient of log w in phi has two parts: along the *path* through z, and the direct one, the
-*score* -d log q(z | x) / d phi at fixed z. `STL` and `DReG` keep the path alone, `RWS` the score alone.
+With z = T(noise, phi), the gradient of log w in phi has two parts: the *path* derivative, through z, and the *score*,
+-d log q(z | x) / d phi at fixed z. `STL` and `DReG` keep only the path derivative, `RWS` only the score.
 
-A diffusion's bound is an integral over noise levels lambda = log SNR, and `DenoisingLoss` weights it otherwise,
+A diffusion's bound is an integral over noise levels lambda = log SNR. `DenoisingLoss` has another weight w in it,
 
 .. math::
     -\frac12 \int w(\lambda)\, E_\epsilon \|\epsilon - \hat\epsilon(x_\lambda)\|^2\, d\lambda,
@@ -26,7 +26,7 @@ A diffusion's bound is an integral over noise levels lambda = log SNR, and `Deno
 where w = 1 is the bound in continuous time (Kingma and Gao 2023, arXiv 2303.00848). Any other w is no bound on
 log p(x).
 
-A tractable program has no bound to tighten: there every objective is the exact log p(x).
+For a tractable program there is nothing to bound: every `VariationalBound` is then the exact log p(x).
 """
 
 from __future__ import annotations
@@ -99,14 +99,14 @@ __all__ = [
 
 @dataclass
 class Bound:
-    """A lower bound on log p(x), per datum, in nats, or what else an objective maximizes.
+    """The value of an objective per datum: a lower bound on log p(x) in nats, unless the objective is no bound.
 
     Attributes:
         value: the estimate, of shape ``batch``.
-        surrogate: equal to ``value``, but its gradient estimates that of the expected ``value``.
-        reconstruction: log-likelihood of the data, per site.
-        kl: divergence of the guide from the prior and other costs, per site; value = sum(reconstruction) - sum(kl)
-            for an ELBO.
+        surrogate: equal to ``value``, with a gradient that estimates the gradient of the expected ``value``.
+        reconstruction: log-likelihood of the data, per site, in nats.
+        kl: KL of the guide from the prior and other costs, per site, in nats; for an ELBO,
+            value = sum(reconstruction) - sum(kl).
         score: log q of the latents that cannot be reparameterized, if any.
     """
 
@@ -118,17 +118,16 @@ class Bound:
 
 
 class Objective(Protocol):
-    """An objective, which `dgm.fit` maximizes; write your own as any callable of this form.
+    """What `dgm.fit` maximizes: any callable of this form.
 
-    One that changes during training has a method ``at(elapsed)`` too, which returns the objective to use at
-    ``elapsed``, the share of training that is over. `dgm.fit` validates with the one at 1.
+    An objective may also have:
 
-    One with a second player, as `adversarial.Adversarial`, has ``prepare(program)``, called once, and
-    ``update(program, x, given, lr)``, called before each step; and one whose own value is no measure of quality has an
-    attribute ``validation``, the objective to validate with.
-
-    One that changes in training by more than its progress has ``state_dict()`` and ``load_state_dict(state)``, with
-    which a `Training` that was stored continues.
+    - ``at(elapsed)``, if it changes during training: the objective to use at ``elapsed``, the share of training that is
+      over. `dgm.fit` validates with ``at(1)``.
+    - ``prepare(program)``, called once, and ``update(program, x, given, lr)``, called before each step, if it has a
+      second player, as `adversarial.Adversarial` does.
+    - ``validation``, the objective to validate with, if its own value does not measure quality.
+    - ``state_dict()`` and ``load_state_dict(state)``, if it has a state, so that a stored `Training` can continue.
     """
 
     def __call__(
@@ -144,7 +143,7 @@ def at_progress(objective: Any, elapsed: float) -> Any:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """A schedule that rises linearly from 0 to 1 over the first ``fraction`` of training, and stays there."""
+    """A schedule that rises linearly from 0 to 1 over the first ``fraction`` of training, and then stays at 1."""
 
     fraction: float = 0.25
 
@@ -156,11 +155,11 @@ class WarmUp:
 
 
 class HasFormula:
-    """An objective that a notebook shows as the formula of what it maximizes."""
+    """An objective with a formula, which a notebook shows."""
 
     @property
     def formula(self) -> str:
-        """What is maximized for one datum, in LaTeX; sg(...) is what no gradient enters."""
+        """The value that is maximized for one datum, in LaTeX; sg(...) is a stop-gradient."""
         raise NotImplementedError
 
     def _repr_latex_(self) -> str:
@@ -168,9 +167,9 @@ class HasFormula:
 
 
 class VariationalBound(HasFormula):
-    """An objective for programs with latents; of a program that is tractable it is the exact log p(x).
+    """An objective for programs with latents; for a tractable program it is the exact log p(x).
 
-    Subclasses give `bound`.
+    Subclasses define `bound`.
     """
 
     def __call__(
@@ -192,10 +191,13 @@ class ELBO(VariationalBound):
     Args:
         num_samples: draws from the guide per datum, averaged.
         analytic_kl: whether to use closed forms of KL(q || p).
-        beta: weight of every KL, a number or a schedule ``beta(elapsed)`` of the share of training that is over. At
-            another weight than 1 the value is no bound on log p(x).
-        leave_one_out: whether the score function of latents that cannot be reparameterized is multiplied by a draw's
-            value less the mean value of the other draws: the same gradient in expectation, with less variance.
+        beta: weight of every KL: a number, or a schedule ``beta(elapsed)`` of the share of training that is over. With
+            another weight than 1 the value is not the ELBO.
+        leave_one_out: whether the score function of latents that cannot be reparameterized has the mean value of the
+            other draws as its baseline: the same gradient in expectation, with less variance.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
 
     Source: Jordan et al. 1999; Ranganath et al. 2014 (score function); Kingma and Welling 2014 (pathwise); Higgins et
     al. 2017 (beta); Bowman et al. 2016 (arXiv 1511.06349, warm-up); Kool et al. 2019 (leave-one-out).
@@ -220,7 +222,7 @@ class ELBO(VariationalBound):
         return rf"E_{{q(z \mid x)}} [\log p(x \mid z)] - {beta} \, KL(q(z \mid x) \,\|\, p(z))"
 
     def at(self, elapsed: float) -> ELBO:
-        """This objective with the weight that the schedule has at ``elapsed``."""
+        """This objective with the weight of the schedule at ``elapsed``."""
         return replace(self, beta=self.beta(elapsed)) if callable(self.beta) else self
 
     def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
@@ -235,15 +237,18 @@ class ELBO(VariationalBound):
 
 @dataclass(frozen=True)
 class FreeBits(VariationalBound):
-    """The ELBO in which each latent site's KL costs nothing below a number of nats, over the mean of the batch.
+    """The ELBO with a floor under the KL of each latent site, averaged over the batch: max(nats, KL) replaces KL.
 
-    max(nats, KL) replaces KL: emptying a latent gains nothing. The sites of a hierarchy are
-    floored apart where the guide draws them in the model's order (top-down); otherwise their terms are no divergences
-    on their own, and the divergence of all latents together is floored.
+    Below the floor there is no gain in switching a latent off. The sites of a hierarchy have a floor each if the guide
+    draws them in the model's order (top-down). Otherwise their terms are no divergences on their own, and one floor
+    applies to the divergence of all latents together.
 
     Args:
-        nats: the floor (lambda in the source).
+        nats: the floor in nats (lambda in the source).
         per_feature: whether each feature of a site has its own floor.
+
+    Raises:
+        ValueError: ``nats`` is negative; or, when called, ``per_feature`` without a KL per feature.
 
     Source: Kingma et al. 2016 (arXiv 1606.04934), equation 15.
     """
@@ -288,10 +293,10 @@ class FreeBits(VariationalBound):
 
 @dataclass(frozen=True)
 class STL(VariationalBound):
-    """Sticking the landing: the ELBO, its gradient without the score of the guide.
+    """Sticking the landing: the ELBO, with a gradient that leaves out the score of the guide.
 
-    The score has mean zero, so leaving it out changes nothing in expectation; without it the gradient's variance
-    vanishes where q(z | x) is the exact posterior. The guide is stated twice, and must be able to score its draws.
+    The score has mean zero, so the gradient is the same in expectation. Its variance vanishes where q(z | x) is the
+    exact posterior. The guide runs twice, and must be able to score its draws.
 
     Args:
         num_samples: draws from the guide per datum, averaged.
@@ -323,9 +328,9 @@ class IWAE(VariationalBound):
     Chains among the latents are unrolled.
 
     Args:
-        num_particles: K; at 1 it is the ELBO with sampled KL.
-        leave_one_out: whether the score function of latents that cannot be reparameterized is multiplied by the bound
-            less what it would be without the draw, its weight replaced by the geometric mean of the others' (VIMCO).
+        num_particles: K; for K = 1 it is the ELBO with sampled KL.
+        leave_one_out: whether the score function of latents that cannot be reparameterized has a baseline: the bound
+            with the draw's weight replaced by the geometric mean of the other weights (VIMCO).
 
     Source: Burda et al. 2016 (arXiv 1509.00519); Mnih and Rezende 2016 (arXiv 1602.06725), section 2.5.
     """
@@ -357,10 +362,10 @@ class IWAE(VariationalBound):
 class DReG(VariationalBound):
     """The importance-weighted bound, with the doubly reparameterized gradient for the guide.
 
-    The model's gradient is that of `IWAE`, weighted by w / sum w; along the paths through the latents it is weighted by
-    the square of that, and the guide's score is gone. The same gradient in expectation, but its signal no longer drowns
-    in noise as K grows. The guide is stated twice, and must be able to score its draws. Chains among the latents are
-    unrolled.
+    The model's gradient is that of `IWAE`, weighted by w / sum w. Path derivatives through the latents are weighted by
+    the square of that, and the guide's score is left out. The gradient is the same in expectation, but its
+    signal-to-noise ratio no longer falls as K grows. The guide runs twice, and must be able to score its draws. Chains
+    among the latents are unrolled.
 
     Args:
         num_particles: K.
@@ -369,7 +374,7 @@ class DReG(VariationalBound):
     """
 
     num_particles: int = 8
-    eager_only: ClassVar[str] = "weights gradients by a hook on the way back"
+    eager_only: ClassVar[str] = "weights gradients by a hook in the backward pass"
 
     def __post_init__(self) -> None:
         check_count(self.num_particles, "num_particles")
@@ -388,8 +393,8 @@ class DReG(VariationalBound):
         guide = guide_trace(program, x, given, **options)
         shares: list[Tensor] = []
         for name in latent_sites(guide):
-            # The guide itself continued with the unweighted draw: no path is weighted twice.
-            guide.nodes[name] = guide.nodes[name] | {"value": _weighted_on_the_way_back(guide.nodes[name], shares)}
+            # The guide itself continued with the unweighted draw, so no path is weighted twice.
+            guide.nodes[name] = guide.nodes[name] | {"value": _weight_gradient(guide.nodes[name], shares)}
         log_q = _path_log_q(self, program, x, given, guide, **options)
         model = model_trace(program, x, given, guide, **options)
         weights = elbo_of_traces(model, guide, options["batch"], analytic_kl=False, log_q=log_q)
@@ -401,11 +406,11 @@ class DReG(VariationalBound):
 
 @dataclass(frozen=True)
 class RWS(VariationalBound):
-    """Reweighted wake-sleep: the model by importance weights, the guide by maximum likelihood of its weighted draws.
+    """Reweighted wake-sleep: importance weights for the model, maximum likelihood of weighted draws for the guide.
 
-    The model ascends the importance-weighted bound. The guide ascends sum_k w_k log q(z_k | x) / sum_k w_k, and so
-    descends KL(p(z | x) || q(z | x)), the other way round than under an ELBO (wake-phi). With ``sleep``, it also learns
-    from samples x and z of the model (sleep-phi). No latent need be reparameterized: discrete ones serve as well.
+    The model ascends the importance-weighted bound. The guide ascends sum_k w_k log q(z_k | x) / sum_k w_k, which
+    descends KL(p(z | x) || q(z | x)), the reverse of the KL of an ELBO (wake-phi). With ``sleep``, the guide also
+    learns from samples x and z of the model (sleep-phi). Latents need not be reparameterized, so they may be discrete.
     Chains among the latents are unrolled.
 
     Args:
@@ -442,22 +447,25 @@ class RWS(VariationalBound):
         value = log_mean_exp(weights.value).detach()
         surrogate = value + _zero_with_gradient((shares * (log_p + (1 - self.sleep) * log_q)).sum(0))
         if self.sleep > 0:
-            surrogate = surrogate + self.sleep * _zero_with_gradient(_log_q_of_a_dream(program, x, given, observed))
+            surrogate = surrogate + self.sleep * _zero_with_gradient(_log_q_of_model_draw(program, x, given, observed))
         terms = _mean_over_draws(weights)
         return Bound(value, surrogate, terms.reconstruction, terms.kl)
 
 
 @dataclass(frozen=True)
 class Enumerate(VariationalBound):
-    """The ELBO with every value of the discrete latents tried: exact in them, in value and gradient.
+    """The ELBO summed over all values of the discrete latents, so value and gradient are exact in these.
 
-    All latents with finitely many values (Bernoulli, Categorical; vectors by the product of their features) are summed
-    over, weighted by q. Others are drawn once for each combination, by reparameterization or the score function. Chains
-    among the latents are unrolled.
+    All latents with finitely many values (Bernoulli, Categorical; for vectors, the product over their features) are
+    summed over, weighted by q. Other latents are drawn once per combination, with reparameterization or the score
+    function. Chains among the latents are unrolled.
 
     Args:
-        max_outcomes: the most combinations to try; every network that reads all of the latents runs on so many rows,
-            or on that times B if it reads x too.
+        max_outcomes: largest number of combinations. A network that reads all of these latents runs on one row per
+            combination, times B if it also reads x.
+
+    Raises:
+        ValueError: when called, there are more combinations.
     """
 
     max_outcomes: int = 1024
@@ -486,12 +494,15 @@ class Enumerate(VariationalBound):
 class SemiSupervised(HasFormula):
     """The semi-supervised objective of a `Labeled` program with a classifier; unknown labels are -1.
 
-    A labeled datum contributes the bound on log p(x, y) and ``weight`` times log q(y | x); an unlabeled one the
-    bound with y enumerated, sum_y q(y | x) [bound(x, y) - log q(y | x)].
+    A labeled datum contributes the bound on log p(x, y) and ``weight`` times log q(y | x). An unlabeled datum
+    contributes the bound with y summed out, sum_y q(y | x) [bound(x, y) - log q(y | x)].
 
     Args:
-        weight: of the classification term (alpha in the source).
+        weight: weight of the classification term (alpha in the source).
         analytic_kl: whether to use closed forms of KL(q || p).
+
+    Raises:
+        ValueError: ``weight`` is negative; or, when called, the program is not a `Labeled` with a classifier.
 
     Source: Kingma et al. 2014 (arXiv 1406.5298), equations 6 to 9.
     """
@@ -537,7 +548,7 @@ class SemiSupervised(HasFormula):
         return Bound(value, surrogate, {program.variable: value})
 
     def enumerated(self, program: Program, x: Tensor, log_q: Tensor) -> Bound:
-        """The bound with every label tried, weighted by q(y | x)."""
+        """The bound summed over the labels, weighted by q(y | x)."""
         batch = (log_q.shape[-1], x.shape[0])
         every = torch.arange(batch[0], device=x.device).unsqueeze(-1).expand(batch)
         # x itself is not repeated: a network that reads x alone runs once, not once for every label.
@@ -549,7 +560,7 @@ class SemiSupervised(HasFormula):
 
 @dataclass(frozen=True)
 class SimpleWeight:
-    """E |noise - predicted noise|^2 at times drawn evenly (Ho et al. 2020, equation 14)."""
+    """E |noise - predicted noise|^2 at uniform times (Ho et al. 2020, equation 14)."""
 
     formula: ClassVar[str] = r"-E_{t, \epsilon} [\|\epsilon - \hat\epsilon\|^2]"
 
@@ -559,10 +570,10 @@ class SimpleWeight:
 
 @dataclass(frozen=True)
 class MinSNRWeight:
-    """E min(SNR, gamma) |x_0 - predicted x_0|^2 at times drawn evenly.
+    """E min(SNR, gamma) |x_0 - predicted x_0|^2 at uniform times.
 
     Args:
-        gamma: the largest weight; with a very large one, it is `SimpleWeight`.
+        gamma: the largest weight; a very large gamma gives `SimpleWeight`.
 
     Source: Hang et al. 2023 (arXiv 2303.09556), section 3.4.
     """
@@ -603,13 +614,13 @@ class EDMWeight:
         return rf"-E_{{\lambda \sim N(2.4, 2.4^2), \epsilon}} [(e^\lambda + {scale}^{{-2}}) \, \|x - \hat x\|^2]"
 
     def scaled_to(self, sigma_data: float) -> EDMWeight:
-        """The weight for data of that standard deviation, unless it has one of its own."""
+        """The weight for data of standard deviation ``sigma_data``, unless it already has one."""
         check_number(sigma_data, "sigma_data", above=0)
         return EDMWeight(sigma_data) if self.sigma_data is None else self
 
     def __call__(self, log_snr: Tensor, fall: Tensor) -> Tensor:
         if self.sigma_data is None:
-            raise ValueError("sigma_data is None, the program's: call scaled_to(sigma_data) first, or pass a number")
+            raise ValueError("sigma_data is None, that of the program: pass a number, or call scaled_to(sigma_data)")
         density = (-0.5 * ((log_snr - 2.4) / 2.4) ** 2).exp() / (2.4 * math.sqrt(2 * math.pi))
         return 2 * density * (1 + (-log_snr).exp() / self.sigma_data**2)
 
@@ -618,19 +629,20 @@ class EDMWeight:
 class DenoisingLoss(VariationalBound):
     """The weighted squared error of a diffusion's denoiser, which is no bound on log p(x).
 
-    The denoiser learns from this error alone. The variance v of its prediction, which the bound depends on and the
-    error does not, learns from the bound, in which the prediction is held (Nichol and Dhariwal 2021, section 3.1, for
-    the variances of the steps). A learned noise schedule is held, too. `dgm.fit` validates by the bound, and
-    `dgm.evaluate` reports it. In discrete time, an integral over noise levels is a sum over the steps of the schedule.
+    The denoiser learns from this error alone. The variance v of its prediction enters only the bound, and learns from
+    it with the prediction held constant (Nichol and Dhariwal 2021, section 3.1, for the variances of the steps). A
+    learned noise schedule is held constant too. `dgm.fit` validates by the bound, and `dgm.evaluate` reports it. In
+    discrete time, the integral over noise levels is a sum over the steps of the schedule.
 
     Args:
-        weight: ``weight(log_snr, fall)``, the weight w in place of the bound's 1, in the shape of its arguments: the
-            log signal-to-noise ratio of a time, and how fast the ratio falls there: -d log_snr / dt in continuous time,
-            and `Schedule.fall` in discrete time. A weight with a method ``scaled_to`` is first told the ``sigma_data``
-            of the program.
+        weight: ``weight(log_snr, fall)``, the weight w, 1 in the bound, in the shape of its arguments: the log
+            signal-to-noise ratio at a time, and the rate at which it falls: -d log_snr / dt in continuous time, and
+            `Schedule.fall` in discrete time. If the weight has a method ``scaled_to``, it is called with the program's
+            ``sigma_data`` first.
 
     Raises:
-        ValueError: the program is no diffusion of x in its plated form, or predicts levels.
+        TypeError: ``weight`` cannot be called.
+        ValueError: when called, the program is no diffusion of x in its plated form, or predicts levels.
     """
 
     weight: Weighting = field(default_factory=SimpleWeight)
@@ -638,11 +650,11 @@ class DenoisingLoss(VariationalBound):
 
     def __post_init__(self) -> None:
         if not callable(self.weight):
-            raise TypeError(f"weight must be callable, as SimpleWeight(), got {self.weight!r}")
+            raise TypeError(f"weight must be callable, such as SimpleWeight(), got {self.weight!r}")
 
     @property
     def validation(self) -> ELBO:
-        """The bound, by which epochs are compared."""
+        """The bound, which compares epochs."""
         return ELBO()
 
     @property
@@ -657,49 +669,49 @@ class DenoisingLoss(VariationalBound):
         error = stated.kl.get(site)
         if error is None:
             raise ValueError(
-                f"{self} weights the error of a denoiser of {program.variable}, which {type(program).__name__} does "
-                "not state: use it for a Diffusion or a ContinuousDiffusion, and 'elbo' for all others"
+                f"{self} weights the error of a denoiser of {program.variable}, but {type(program).__name__} has none: "
+                "use it for a Diffusion or a ContinuousDiffusion, and 'elbo' for other programs"
             )
         return Bound(-error, _zero_with_gradient(stated.surrogate) - error.detach(), {}, {site: error})
 
 
 def simple() -> DenoisingLoss:
-    """A diffusion's error of the noise, evenly over time (Ho et al. 2020): no bound."""
+    """A diffusion's error in predicting the noise, at uniform times (Ho et al. 2020); no bound."""
     return DenoisingLoss(SimpleWeight())
 
 
 def min_snr(gamma: float = 5.0) -> DenoisingLoss:
-    """A diffusion's error of the noise, less of it where there is little noise (Hang et al. 2023): no bound."""
+    """A diffusion's error in predicting the noise, with less weight at low noise (Hang et al. 2023); no bound."""
     return DenoisingLoss(MinSNRWeight(gamma))
 
 
 def edm(sigma_data: float | None = None) -> DenoisingLoss:
-    """A diffusion's error of the preconditioned network, mostly at middle noise (Karras et al. 2022): no bound."""
+    """A diffusion's error of the preconditioned network, mostly at medium noise (Karras et al. 2022); no bound."""
     return DenoisingLoss(EDMWeight(sigma_data))
 
 
 def beta(weight: float = 4.0) -> ELBO:
-    """The ELBO with its KL weighted: above 1 for simpler latents, below 1 for sharper data (Higgins et al. 2017)."""
+    """The ELBO with a weighted KL: above 1 for simpler latents, below 1 for sharper samples (Higgins et al. 2017)."""
     check_number(weight, "weight", at_least=0)
     return ELBO(beta=weight)
 
 
 def annealed(fraction: float = 0.25) -> ELBO:
-    """The ELBO, the weight of its KL rising from 0 to 1 over the first part of training (Bowman et al. 2016)."""
+    """The ELBO with a KL weight that rises from 0 to 1 over the first part of training (Bowman et al. 2016)."""
     return ELBO(beta=WarmUp(fraction))
 
 
 def rloo(num_samples: int = 4) -> ELBO:
-    """The ELBO of several draws, each the baseline of the others' score function: for discrete latents."""
+    """The ELBO with leave-one-out baselines for the score function, for discrete latents (Kool et al. 2019)."""
     return ELBO(num_samples, leave_one_out=True)
 
 
 def vimco(num_particles: int = 8) -> IWAE:
-    """IWAE, each draw the baseline of the others' score function: for discrete latents (Mnih and Rezende 2016)."""
+    """IWAE with leave-one-out baselines for the score function, for discrete latents (Mnih and Rezende 2016)."""
     return IWAE(num_particles, leave_one_out=True)
 
 
-# The first parameter of each is what may follow its name: "iwae:50".
+# A value for the first parameter of each may follow its name: "iwae:50".
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "elbo": ELBO,
     "beta": beta,
@@ -723,11 +735,11 @@ COMPARISONS: dict[str, Callable[..., Objective]] = {}
 
 
 def chosen(objective: Any) -> Any:
-    """The objective that the argument ``objective`` names: `ELBO` for None, else itself if it is no name.
+    """The objective for the argument ``objective``: by its name, `ELBO` for None, or the callable itself.
 
     Raises:
-        ValueError: there is none of that name.
-        TypeError: it is a class, or cannot be called.
+        ValueError: there is no objective of that name.
+        TypeError: ``objective`` is a class, or cannot be called.
     """
     if objective is None:
         return ELBO()
@@ -745,7 +757,7 @@ def objective_named(text: str) -> Objective:
     """The objective of a name, with or without its first argument: "iwae", "iwae:50", "beta:4", "free-bits:0.5".
 
     Raises:
-        ValueError: there is none of that name, or the argument does not fit.
+        ValueError: there is no objective of that name, or its argument does not fit.
 
     >>> objective_named("iwae:50")
     IWAE(num_particles=50, leave_one_out=False)
@@ -771,8 +783,7 @@ def objective_named(text: str) -> Objective:
     except ValueError:
         what = "an integer" if kind is int else "a number"
         raise ValueError(
-            f"objective {text!r}: what follows the colon is {first.name}, {what}, got {argument!r}: write "
-            f"{name}:{first.default}"
+            f"objective {text!r}: {first.name} must be {what}, got {argument!r}: write {name}:{first.default}"
         ) from None
     try:
         return make(value)
@@ -793,9 +804,15 @@ def elbo(
     """One draw of the ELBO for each element of ``batch``, with its terms per site.
 
     Args:
-        x: ``(B, *event_shape)``, or with the further dimensions of ``batch``.
+        x: ``(B, *event_shape)``, or ``(*batch, *event_shape)``.
+        given: ``(B, *given_shape)`` for a conditional program.
+        observed: further sites and their values, such as labels.
         batch: shape of the result, such as ``(K, B)``; default ``(B,)``.
+        analytic_kl: whether to use closed forms of KL(q || p).
         beta: weight of every KL.
+
+    Returns:
+        A `Bound` with values of shape ``batch``, in nats.
     """
     batch = (x.shape[0],) if batch is None else batch
     model, guide = traces(program, x, given, batch=batch, observed=observed)
@@ -805,11 +822,14 @@ def elbo(
 def _check_draws(count: Any, argument: str, leave_one_out: bool) -> None:
     check_count(count, argument)
     if leave_one_out and count == 1:
-        raise ValueError(f"{argument} must be 2 or more with leave_one_out: the baseline is the mean of the others")
+        raise ValueError(
+            f"{argument} must be at least 2 with leave_one_out, because the baseline is the mean of the other draws, "
+            f"got {count}"
+        )
 
 
 def exact(program: Program, x: Tensor, given: Any = None) -> Bound:
-    """log p(x) of a tractable program as a `Bound`."""
+    """log p(x) of a tractable program, in nats, as a `Bound`."""
     log_p = program.exact_log_prob(x, given)
     return Bound(log_p, log_p, {program.variable: log_p})
 
@@ -827,8 +847,8 @@ def elbo_of_traces(
     """The ELBO of a pair of traces.
 
     Args:
-        log_q: log-probabilities of the guide's sites to use instead of the guide's own, sampled KLs throughout.
-        summed: sites whose every value is in the traces: they need no score function.
+        log_q: log-probabilities to use for the guide's sites instead of its own; all KLs are then sampled.
+        summed: sites of which the traces hold all values; they need no score function.
     """
     latents = latent_sites(guide)
     reconstruction: dict[str, Tensor] = {}
@@ -872,7 +892,7 @@ def site_log_prob(site: Any) -> Tensor:
 
 
 def _scale_and_mask(term: Tensor, scale: Any, mask: Any) -> Tensor:
-    """``term`` under the handlers around its site; Pyro's own function looks at numbers, and so cannot be compiled."""
+    """``term`` with the scale and mask of its site. Pyro's own function reads values, so it cannot be compiled."""
     if not (isinstance(scale, numbers.Number) and scale == 1):
         term = term * scale
     if mask is None or mask is True:
@@ -889,7 +909,7 @@ def _sum_sites(log_probs: Iterable[Tensor], batch: Sequence[int], like: Tensor) 
 
 
 def _zero_with_gradient(score: Tensor) -> Tensor:
-    """Zero, with the gradient of ``score``: so a surrogate has the bound's value, and may be weighted like it."""
+    """Zero with the gradient of ``score``: added to a bound, it makes a surrogate of the same value."""
     return score - score.detach()
 
 
@@ -929,11 +949,11 @@ def _without_each(log_w: Tensor) -> Tensor:
     return log_mean_exp(torch.where(own, others, log_w.unsqueeze(1)))
 
 
-# -- gradients along the path, or of the score, alone ------------------------------------------------------------------
+# -- path derivatives and scores alone ---------------------------------------------------------------------------------
 
 
 class _GuideScore(nn.Module):
-    """log q of the latents in a guide's trace, per site, scored by the guide's statements made anew."""
+    """log q of the latents in a guide's trace, per site, scored by running the guide's statements again."""
 
     def __init__(self, program: Program):
         super().__init__()
@@ -966,13 +986,13 @@ def _path_log_q(
     except (NotImplementedError, KeyError) as error:
         names = ", ".join(repr(name) for name in latent_sites(guide))
         raise ValueError(
-            f"{objective} scores the guide's draws of {names} a second time, which its distribution cannot ({error}): "
+            f"{objective} scores the guide's draws of {names} a second time, but their distribution cannot ({error}): "
             "use another encoder, or the objective 'elbo' or 'iwae'"
         ) from error
     if before is not None and not torch.equal(before, _random_state(x.device)):
         raise ValueError(
-            f"{objective} runs the guide twice, but it differs between the two: remove the dropout from the encoder, "
-            "or use the objective 'elbo' or 'iwae'"
+            f"{objective} runs the guide twice, but the two runs differ: remove dropout from the encoder, or use the "
+            "objective 'elbo' or 'iwae'"
         )
     return log_q
 
@@ -985,8 +1005,8 @@ def _distribution_name(site: Any) -> str:
     return type(getattr(site["fn"], "base_dist", site["fn"])).__name__
 
 
-def _weighted_on_the_way_back(site: Any, shares: list[Tensor]) -> Tensor:
-    """A draw whose gradient will be weighted by ``shares[0]``, ``(K, B)``, known by the time it is computed."""
+def _weight_gradient(site: Any, shares: list[Tensor]) -> Tensor:
+    """A draw whose gradient is weighted by ``shares[0]``, ``(K, B)``, which is known before the backward pass."""
     z: Tensor = site["value"]
     if not z.requires_grad:
         return z
@@ -996,14 +1016,14 @@ def _weighted_on_the_way_back(site: Any, shares: list[Tensor]) -> Tensor:
 
 
 class _Detached(Messenger):
-    """Draws that are constants: the gradient of the guide's log-probabilities is the score."""
+    """Detaches draws, so the gradient of the guide's log-probabilities is the score."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if isinstance(msg["value"], Tensor):
             msg["value"] = msg["value"].detach()
 
 
-def _log_q_of_a_dream(program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Tensor:
+def _log_q_of_model_draw(program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Tensor:
     """log q(z | x) of z and x that the model itself draws, ``(B,)``."""
     batch = (x.shape[0],)
     with (
@@ -1023,10 +1043,10 @@ def _log_q_of_a_dream(program: Program, x: Tensor, given: Any, observed: dict[st
 
 
 class _EveryOutcome(Messenger):
-    """Every value of each finite latent, along a separate batch dimension left of the data.
+    """Puts all values of each finite latent along a batch dimension of its own, left of the data.
 
     Attributes:
-        sizes: the number of values per site, in the order met; the n-th has the n-th dimension left of the data.
+        sizes: number of values per site, in the order stated; the n-th site has the n-th dimension left of the data.
     """
 
     def __init__(self, max_outcomes: int, observed: Collection[str]):
@@ -1054,7 +1074,7 @@ class _EveryOutcome(Messenger):
 
 
 def _finite_support(distribution: Any) -> range | None:
-    """The values of one feature, or None if they are not finitely many."""
+    """The values of one feature, or None unless they are the integers of a finite range."""
     support = unwrapped(support_of(distribution))
     if support is constraints.boolean:
         return range(2)

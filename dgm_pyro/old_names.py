@@ -1,4 +1,4 @@
-"""Names of an earlier version: each is read from files as today's, and an error elsewhere says today's."""
+"""Names of earlier versions: files with them are read under today's names, and errors elsewhere give today's names."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ PARTS: dict[int, dict[str, str]] = {
     3: _FACTORS | _CLASSIFIER,
     4: _CLASSIFIER,
 }
-"""Modules and weights in each version, as parts of the paths of a state_dict; some are of one class alone."""
+"""Modules and weights in each version, as parts of the paths of a state_dict; some belong to one class alone."""
 
 OPTIONS: dict[str, str] = {"labelled": "labeled", "latent": "latent_size", "num": "num_data", "data_name": "data"}
 """Options of a run and of a sweep."""
@@ -69,11 +69,11 @@ FLAGS: dict[str, str] = {
     "--score": "--scores",
     "--steps": "--num-steps or --gradient-steps",
 }
-"""Options of the command line; the error of a command that has the new one says it."""
+"""Options of the command line; the error of a command with the new option names it."""
 
 
 def upgraded(nodes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The modules of a checkpoint's header in versions 1 to 4, under the names that classes and arguments have now."""
+    """The modules of a checkpoint's header in versions 1 to 4, under today's names of classes and arguments."""
     return [
         {
             **node,
@@ -85,9 +85,11 @@ def upgraded(nodes: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def paths(now: Iterable[str], classes: Mapping[str, str], version: int) -> dict[str, str]:
-    """The paths of modules and weights in that version, each with the one that it has ``now``.
+    """Today's path of each module and weight, by its path in ``version``.
 
-    ``classes`` has the name of the class of each module, by the module's path now.
+    Args:
+        now: today's paths.
+        classes: class name of each module, by its path today.
     """
     was = {new: old for old, new in PARTS[version].items()}
 
@@ -102,5 +104,5 @@ def paths(now: Iterable[str], classes: Mapping[str, str], version: int) -> dict[
 
 
 def renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """``values`` under the names that ``names`` gives, or under their own."""
+    """``values`` with their names replaced as in ``names``; other names stay."""
     return {names.get(name, name): value for name, value in values.items()}

@@ -7,9 +7,9 @@ a real vector by a bijection, and all of these make one vector u with
     \log p(u, y) = \log p(y \mid z(u)) + \log p(z(u)) + \log \left| \det \frac{\partial z}{\partial u} \right| .
 
 A `Posterior` computes these terms, in nats, for any number of u at once. `torch.func.vmap` maps one run of the model
-over them; a model that cannot be mapped runs once for each. Nothing is asked of the model: its plates, its handlers,
-its `pyro.factor`, masks and `PyroModule` count as they do in Pyro's own traces. Discrete latents are summed out, as
-`TraceEnum_ELBO` does.
+over them; a model that cannot be mapped runs once for each u. The model needs no changes: its plates, handlers, masks,
+`pyro.factor` and `PyroModule` have the meaning that they have in Pyro's own traces. Discrete latents are summed out,
+as by `TraceEnum_ELBO`.
 
 Sources: Kucukelbir et al. 2017 (Automatic differentiation variational inference, arXiv 1603.00788); Obermeyer et al.
 2019 (Tensor variable elimination, arXiv 1902.03210), for the sums.
@@ -94,7 +94,7 @@ class CholeskyFactor(Transform):
 
     def _call(self, u: Tensor) -> Tensor:
         size = self.forward_shape(u.shape)[-1]
-        # Entry (i, j) of the lower triangle is u at i (i + 1) / 2 + j: a gather, which vmap maps, and no assignment.
+        # Entry (i, j) of the lower triangle is u at i (i + 1) / 2 + j: a gather, because vmap maps no assignment.
         row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
         place = (row * (row + 1) // 2 + column.minimum(row)).flatten().to(u.device)
         entries = u.index_select(-1, place).unflatten(-1, (size, size))
@@ -124,14 +124,14 @@ def bijection_of(site: Any) -> Transform:
     """The map from reals to the support of a site, which may depend on the sites before it.
 
     Raises:
-        ValueError: there is none; it names the site.
+        ValueError: there is no such map; the message names the site.
     """
     try:
         transform: Transform = biject_to(site["fn"].support)
     except NotImplementedError as error:
         raise ValueError(
-            f"the latent {site['name']!r} has the support {site['fn'].support}, to which torch knows no bijection from "
-            "the reals: state it by a transform of real latents, or observe it"
+            f"the latent {site['name']!r} has the support {site['fn'].support}, but torch has no bijection from the "
+            "reals to it: state it by a transform of real latents, or observe it"
         ) from error
     return transform
 
@@ -150,29 +150,29 @@ def middle_of(site: Any) -> tuple[Tensor, Tensor]:
 class Posterior:
     """The posterior of any Pyro model with data, as a density of a real vector u.
 
-    Data are what the model observes, by ``obs=`` or by `pyro.condition`. A plate that draws a subsample keeps the one
-    that is drawn here; its sites are scaled, as ever. Elements of a latent that a mask removes from the density, such
-    as those of a site with ``obs_mask``, are no part of u.
+    Data are the values that the model observes, by ``obs=`` or by `pyro.condition`. A plate with a subsample keeps the
+    subsample that is drawn here; its sites are scaled as usual. Elements of a latent that a mask removes from the
+    density, such as those of a site with ``obs_mask``, are not in u.
 
     Args:
         model: a Pyro callable.
         args, kwargs: its arguments.
 
     Attributes:
-        names: of the latents that u holds, in the order stated.
-        shapes: of their values, by name.
+        names: names of the latents in u, in the order stated.
+        shapes: shapes of their values, by name.
         D: the size of u.
         enumerated: names of the discrete latents, which are summed out.
-        subsamples: indices of the plates that draw a subsample, by name.
-        improper: names of the latents whose prior is not normalized, so that it cannot be drawn.
-        observed: the data by the name of the observed site; factors and deterministic sites are none.
-        measure: of p(y): "density", "mass", or which observed sites have which.
+        subsamples: indices of the plates with a subsample, by name.
+        improper: names of the latents whose prior is not normalized and cannot be drawn.
+        observed: the data, by observed site; without factors and deterministic sites.
+        measure: measure of p(y): "density", "mass", or which observed sites have which.
         mapped: whether `torch.func.vmap` maps the model; else it runs once for each u.
 
     Raises:
-        TypeError: ``model`` is no model, or takes other arguments.
-        ValueError: there is nothing to infer, a latent is discrete and has no finite support, or the density of the
-            same u differs from run to run.
+        TypeError: ``model`` is no Pyro model, or takes other arguments.
+        ValueError: there are no latents, a discrete latent has no finite support, or the density of the same u differs
+            from run to run.
 
     >>> import torch, pyro, pyro.distributions as dist, dgm_pyro as dgm
     >>> def model(y):
@@ -232,37 +232,37 @@ class Posterior:
     # -- densities ---------------------------------------------------------------------------------------------------
 
     def log_joint(self, u: Tensor) -> Tensor:
-        """log p(u, y) in nats: of ``u``, ``(*batch, D)``, the shape ``batch``."""
+        """log p(u, y) in nats, ``batch``, for ``u`` of shape ``(*batch, D)``."""
         log_prior, log_likelihood = self.densities(u)
         return log_prior + log_likelihood
 
     def log_prior(self, u: Tensor) -> Tensor:
-        """log p(u) in nats, the Jacobian included; that of an improper prior is known up to a constant."""
+        """log p(u) in nats, ``batch``, including the Jacobian; up to a constant for an improper prior."""
         return self.densities(u)[0]
 
     def log_likelihood(self, u: Tensor) -> Tensor:
-        """log p(y | u) in nats: of all observed sites and factors together."""
+        """log p(y | u) in nats, ``batch``, summed over all observed sites and factors."""
         return self.densities(u)[1]
 
     def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """`log_prior` and `log_likelihood` of ``u`` from one run."""
+        """`log_prior` and `log_likelihood` of ``u`` from one run of the model."""
         self._check_vector(u)
         return self._map_vectors(self._log_prior_and_likelihood, u)  # type: ignore[no-any-return]
 
     def compiled(self, batch_size: int, fuse: bool = False) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """`log_joint` and its gradient for ``batch_size`` vectors, as tensor operations without Pyro's handlers.
 
-        One run of the model is recorded. The values of parameters and data are those of now. A model that cannot be
-        mapped or recorded, such as one that branches on the value of a latent, runs through its handlers.
+        One run of the model is recorded, with the current values of parameters and data. A model that cannot be mapped
+        or recorded, such as one that branches on the value of a latent, runs through its handlers.
 
         Args:
-            batch_size: how many vectors.
-            fuse: whether `torch.compile` fuses the operations, which takes some ten seconds first and makes a small
-                model ten times as fast.
+            batch_size: number of vectors.
+            fuse: whether `torch.compile` fuses the operations. Compilation takes about ten seconds and makes a small
+                model about ten times as fast.
 
         Returns:
             A function of u, ``(batch_size, D)``, that returns values, ``(batch_size,)``, and gradients, shaped as u.
-            Where the density is no number, or a matrix has no factorization, the density is 0, and its gradient too.
+            Where the density is NaN, or a matrix has no factorization, the density is 0 and so is the gradient.
         """
         check_count(batch_size, "batch_size")
 
@@ -279,7 +279,7 @@ class Posterior:
         if not self.mapped:
             return with_handlers
         u = self.initial(batch_size, seed=0)
-        # A distribution that was expanded where validation was on keeps it on, and looks at values.
+        # A distribution that was expanded while validation was on keeps validating, which reads values.
         unvalidated = mock.patch.object(torch.distributions.Distribution, "_validate_sample")
         try:
             with seeded(0, u.device), unchecked(), unvalidated, torch.no_grad():
@@ -316,10 +316,10 @@ class Posterior:
     # -- values ------------------------------------------------------------------------------------------------------
 
     def constrain(self, u: Tensor, deterministic: bool = False) -> dict[str, Tensor]:
-        """The latents at ``u``, ``(*batch, D)``: by name, ``(*batch, *shape)``.
+        """The latents at ``u``, ``(*batch, D)``, by name, ``(*batch, *shape)``.
 
         Args:
-            deterministic: whether to return what `pyro.deterministic` states, too.
+            deterministic: whether to return the sites of `pyro.deterministic` too.
         """
         self._check_vector(u)
 
@@ -332,7 +332,7 @@ class Posterior:
         return self._map_vectors(values, u)  # type: ignore[no-any-return]
 
     def by_latent(self, u: Tensor) -> dict[str, Tensor]:
-        """The elements of ``u``, ``(*batch, D)``, of each latent, ``(*batch, size)``, unconstrained as they are."""
+        """The unconstrained elements of ``u``, ``(*batch, D)``, by latent, ``(*batch, size)``."""
         self._check_vector(u)
         sizes = [shape.numel() for shape in self._reals.values()]
         if self._kept is not None:
@@ -341,10 +341,10 @@ class Posterior:
         return dict(zip(self.names, u.split(sizes, -1), strict=True))
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The vector u of latents with ``values``: `constrain` inverted.
+        """The u of latents with these ``values``, ``(*batch, D)``: the inverse of `constrain`.
 
         Args:
-            values: by name, ``(*batch, *shape)``; others than those in `names` are not read.
+            values: values by name, ``(*batch, *shape)``; names that are not in `names` are not read.
 
         Raises:
             ValueError: a latent is missing, or has another shape.
@@ -358,7 +358,7 @@ class Posterior:
         for name, shape in self.shapes.items():
             if values[name].shape != (*batch, *shape):
                 raise ValueError(
-                    f"values[{name!r}] has shape {tuple(values[name].shape)}, but that latent has the shape "
+                    f"values[{name!r}] has shape {tuple(values[name].shape)}, but the latent has shape "
                     f"{tuple(shape)}: pass {(*batch, *shape)}"
                 )
 
@@ -371,13 +371,13 @@ class Posterior:
         return self._map_vectors(real, {name: values[name] for name in self.names}, batch)  # type: ignore[no-any-return]
 
     def initial(self, num_samples: int, radius: float = 2.0, seed: int = 0) -> Tensor:
-        """Places to start from, ``(num_samples, D)``: uniform within ``radius`` of the middle of each support.
+        """Initial points, ``(num_samples, D)``: uniform within ``radius`` of the middle of each support.
 
-        Nothing is drawn from the prior, which may be improper. Places at which the density is not finite are drawn
-        again, a hundred times at most.
+        Nothing is drawn from the prior, which may be improper. Points at which the density is not finite are drawn
+        again, at most a hundred times.
 
         Raises:
-            ValueError: there is no such place.
+            ValueError: no such point was found.
         """
         check_count(num_samples, "num_samples")
         check_number(radius, "radius", above=0)
@@ -393,15 +393,15 @@ class Posterior:
                 if not bool(poor.any()):
                     return u
         raise ValueError(
-            f"the density of {self!r} is not finite within {radius} of the middle of the supports: check the data, or "
-            "that the likelihood is possible there"
+            f"the density of {self!r} is not finite within {radius} of the middle of the supports: check the data, and "
+            "whether the likelihood is positive there"
         )
 
     def prior(self, num_samples: int, seed: int = 0) -> Tensor:
         """Draws of u from the prior, ``(num_samples, D)``.
 
         Raises:
-            ValueError: the prior of a latent cannot be drawn; it names the latent.
+            ValueError: the prior of a latent cannot be drawn; the message names the latent.
         """
         check_count(num_samples, "num_samples")
         self.require_proper("its prior cannot be drawn")
@@ -413,12 +413,12 @@ class Posterior:
             return self.unconstrain({name: torch.stack([draw[name] for draw in draws]) for name in self.names})
 
     def simulated(self, seed: int = 0) -> tuple[Posterior, dict[str, Tensor], Tensor]:
-        """Simulate data: their posterior, their values by observed site, and the u that made them, ``(D,)``.
+        """Simulate data: their `Posterior`, their values by observed site, and the u that they come from, ``(D,)``.
 
         Raises:
             ValueError: the prior or a factor cannot be drawn.
         """
-        self.require_proper("it makes no data")
+        self.require_proper("no data can be simulated")
         with seeded(seed, self.device), unchecked(), torch.no_grad():
             draws = _SimulateObserved(self.subsamples)
             nodes: Any = self._trace_model(draws).nodes
@@ -429,17 +429,17 @@ class Posterior:
         return other, data, other.unconstrain(values)
 
     def predict(self, u: Tensor, seed: int = 0) -> dict[str, Tensor]:
-        """Draw data like the observed ones, given ``u``, ``(*batch, D)``: by observed site, ``(*batch, *shape)``.
+        """Draw data given ``u``, ``(*batch, D)``: values by observed site, ``(*batch, *shape)``.
 
         Raises:
-            ValueError: discrete latents, which are summed out, or a factor: neither can be drawn from.
+            ValueError: the model has discrete latents, which are summed out, or a factor, which cannot be drawn.
         """
         self._check_vector(u)
         check_seed(seed)
         if self.enumerated:
             raise ValueError(
-                f"the discrete latents {', '.join(self.enumerated)} are summed out, so that nothing can be predicted "
-                "given them: draw them by pyro.infer.infer_discrete, or state the sum as a mixture"
+                f"the discrete latents {', '.join(self.enumerated)} are summed out, so data cannot be predicted from "
+                "u: draw them by pyro.infer.infer_discrete, or state the sum as a mixture"
             )
 
         def values(u: Tensor) -> dict[str, Tensor]:
@@ -459,10 +459,10 @@ class Posterior:
     def pointwise(self, u: Tensor) -> dict[str, Tensor]:
         """log p of each datum given ``u``, ``(*batch, D)``, in nats: by observed site, ``(*batch, *plates)``.
 
-        A scale does not enter, as it says nothing of a single datum; what a mask leaves out is 0.
+        A scale is left out, because it is not part of a single datum's density; masked data have 0.
 
         Raises:
-            ValueError: discrete latents, which are summed out, tie the data together.
+            ValueError: the model has discrete latents, which are summed out over all data at once.
         """
         self._check_vector(u)
         if self.enumerated:
@@ -480,7 +480,7 @@ class Posterior:
         return self._map_vectors(values, u)  # type: ignore[no-any-return]
 
     def require_proper(self, what: str) -> None:
-        """Raise a ValueError that says ``what`` cannot be done, and why, if the prior is improper."""
+        """Raise a ValueError if the prior is improper; ``what`` is its consequence, for the message."""
         if self.improper:
             raise ValueError(
                 f"the prior of {', '.join(map(repr, self.improper))} is not a normalized distribution (it is improper, "
@@ -502,7 +502,7 @@ class Posterior:
     def _log_prior_and_likelihood(self, u: Tensor) -> tuple[Tensor, Tensor]:
         at = _LatentsAt(self, u)
         if self.enumerated:
-            # The enumerating handler is the outer one: it acts on the sites that ours has marked.
+            # The enumerating handler is the outer one, because it acts on the sites that ours has marked.
             trace = self._trace_model(_MappableEnumeration(first_available_dim=-1 - self.nesting), at)
             log_joint = self._sum_out_enumerated(trace)
             prior = trace.copy()
@@ -551,7 +551,7 @@ class Posterior:
         if u.dim() == 0 or u.shape[-1] != self.D:
             raise ValueError(f"u has shape {tuple(u.shape)}, but {self!r} takes (*batch, {self.D})")
 
-    # -- what a first run tells --------------------------------------------------------------------------------------
+    # -- properties from a first run ---------------------------------------------------------------------------------
 
     def _require_inference(self, latents: list[str], nodes: Any) -> None:
         if not self.names:
@@ -566,9 +566,9 @@ class Posterior:
                 )
 
     def _in_density(self, nodes: Any) -> Tensor | None:
-        """Places in u that some density depends on; None for all.
+        """Indices of u on which the density depends; None for all.
 
-        An element of a latent that is masked out is free, unless others are stated given it.
+        The density does not depend on a masked element of a latent, unless another site is stated given it.
         """
         masked = [name for name in self.names if nodes[name]["mask"] is not None]
         if not masked:
@@ -591,7 +591,7 @@ class Posterior:
         return log_joint  # type: ignore[no-any-return]
 
     def _can_be_mapped(self) -> bool:
-        """Whether the model maps to what it is one by one.
+        """Whether the mapped model has the same densities as single runs of it.
 
         Raises:
             ValueError: the density of one u differs from run to run.
@@ -614,7 +614,7 @@ class Posterior:
 
 
 def check_posterior(posterior: Any) -> None:
-    """Raise unless ``posterior`` is one."""
+    """Raise a TypeError unless ``posterior`` is a `Posterior`."""
     remedy = "a dgm.Posterior, dgm.Posterior(model, *args) of a Pyro model and its data"
     check_type(posterior, Posterior, "posterior", remedy)
 
@@ -629,21 +629,21 @@ def check_model(model: Any, argument: str = "model") -> None:
         )
     if isinstance(model, Program):
         raise TypeError(
-            f"{argument} is a {kind}, which dgm.infer takes as it is, with its data: dgm.infer.ais(program, x); its "
-            "Pyro model is program.model"
+            f"{argument} is a {kind}, a program: pass it to dgm.infer itself, with its data, such as "
+            "dgm.infer.ais(program, x), or pass its Pyro model, program.model"
         )
     if isinstance(model, Posterior):
-        raise TypeError(f"{argument} is a Posterior already: pass it to dgm.infer, or its model here")
+        raise TypeError(f"{argument} is a Posterior already: pass it to dgm.infer, or pass its model here")
     if isinstance(model, tuple):
         raise TypeError(
             f"{argument} is a tuple: pass the model alone, dgm.Posterior(model, *args), and its guide to dgm.infer.psis"
         )
     if isinstance(model, pyro.infer.autoguide.AutoGuide):
-        raise TypeError(f"{argument} is a guide, {kind}: pass the model that it was made of")
+        raise TypeError(f"{argument} is a guide, {kind}: pass its model")
     if isinstance(model, OF_PYRO):
         raise TypeError(f"{argument} is an object of {kind}, which runs a model: pass the model alone")
     if isinstance(model, type):
-        raise TypeError(f"{argument} is the class {model.__name__}: pass a model, such as an object of it")
+        raise TypeError(f"{argument} is the class {model.__name__}: pass a model, such as an instance of it")
     if not callable(model):
         raise TypeError(
             f"{argument} must be a Pyro model, a callable with sample sites, got {kind}: pass the function or "
@@ -652,7 +652,7 @@ def check_model(model: Any, argument: str = "model") -> None:
 
 
 def _check_arguments(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-    """Raise unless ``model`` can be called with these."""
+    """Raise unless ``model`` can be called with these arguments."""
     try:
         signature = inspect.signature(getattr(model, "forward", model))
     except ValueError:  # some builtins have none
@@ -661,7 +661,8 @@ def _check_arguments(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any
         signature.bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(
-            f"args do not fit the model, which takes {signature}: {error}; pass them after the model (--data)"
+            f"args do not fit the model, which takes {signature}: {error}; pass the model's arguments after the model "
+            "(--data)"
         ) from error
 
 
@@ -669,7 +670,7 @@ def _check_arguments(model: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any
 
 
 class Indices(Messenger):
-    """Subsamples are those of before."""
+    """Gives the plates the subsamples ``indices``."""
 
     def __init__(self, indices: dict[str, Tensor]):
         super().__init__()
@@ -678,15 +679,15 @@ class Indices(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if type(msg["fn"]).__name__ == "_Subsample":
             msg["value"] = self.indices[msg["name"]]
-        elif not msg["is_observed"]:  # a value there is a place to start from, as by InitMessenger
+        elif not msg["is_observed"]:  # a value here is an initial one, as from InitMessenger
             self._visit_latent(msg)
 
     def _visit_latent(self, msg: Any) -> None:
-        """Nothing: it is drawn."""
+        """Do nothing: the latent is drawn."""
 
 
 class _MiddleOfSupports(Indices):
-    """Latents are in the middle of their supports; subsamples are drawn, and remembered."""
+    """Sets latents to the middle of their supports; draws subsamples and records them."""
 
     def __init__(self) -> None:
         super().__init__({})
@@ -707,7 +708,7 @@ class _MiddleOfSupports(Indices):
 
 
 class _LatentsAt(Indices):
-    """Latents are those of one u, ``(D,)``; it sums up log |dz / du|."""
+    """Sets latents to those of one u, ``(D,)``, and sums log |dz / du|."""
 
     def __init__(self, posterior: Posterior, u: Tensor):
         super().__init__(posterior.subsamples)
@@ -717,7 +718,7 @@ class _LatentsAt(Indices):
         parts = u.split([shape.numel() for shape in shapes.values()])
         self.reals = {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
         self.enumerated, self.log_det = posterior.enumerated, u.new_zeros(())
-        self.in_density = _kept_of(kept, shapes)
+        self.in_density = _masks_by_latent(kept, shapes)
 
     def _visit_latent(self, msg: Any) -> None:
         name = msg["name"]
@@ -729,14 +730,14 @@ class _LatentsAt(Indices):
         transform, real = bijection_of(msg), self.reals[name]
         msg["value"] = transform(real)
         log_det = transform.log_abs_det_jacobian(real, msg["value"])
-        if name in self.in_density:  # a part of it, then, elementwise
+        if name in self.in_density:  # a part of the latent is in u, elementwise
             log_det = torch.where(self.in_density[name], log_det, torch.zeros_like(log_det))
         # The support of a scaled site is not scaled: u has each latent once.
         self.log_det = self.log_det + log_det.sum()
 
 
 class _RealsOfValues(Indices):
-    """Latents have given values; it collects the reals behind them."""
+    """Sets latents to given values, and collects their unconstrained reals."""
 
     def __init__(self, posterior: Posterior, values: Mapping[str, Tensor]):
         super().__init__(posterior.subsamples)
@@ -749,7 +750,7 @@ class _RealsOfValues(Indices):
 
 
 class _SimulateObserved(Indices):
-    """Observed sites are drawn; what is stated by a formula stays, which `pyro.poutine.uncondition` draws anew."""
+    """Draws observed sites, but not deterministic ones, which `pyro.poutine.uncondition` would draw too."""
 
     def __init__(self, indices: dict[str, Tensor]):
         super().__init__(indices)
@@ -758,14 +759,17 @@ class _SimulateObserved(Indices):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] and not _is_deterministic(msg):
             if isinstance(_base_of(msg["fn"]), Unit):
-                raise ValueError(f"the factor {msg['name']!r} is no distribution, so the model makes no data")
+                raise ValueError(
+                    f"the factor {msg['name']!r} is no distribution, so no data can be simulated: state it by "
+                    "pyro.sample(..., obs=...)"
+                )
             msg["value"], msg["is_observed"] = None, False
             self.drawn.append(msg["name"])
         super()._pyro_sample(msg)
 
 
 class _MappableEnumeration(EnumMessenger):
-    """The enumeration of Pyro, which reads the shape of a value in a way that `torch.func.vmap` refuses."""
+    """Pyro's enumeration, without its reading of a value's shape, which `torch.func.vmap` refuses."""
 
     def _pyro_post_sample(self, msg: Any) -> None:
         value = msg["value"]
@@ -776,7 +780,7 @@ class _MappableEnumeration(EnumMessenger):
 
 
 def _log_with_finite_gradient(x: Tensor) -> Tensor:
-    """log x, whose gradient at 0 is finite."""
+    """log x with a finite gradient at 0."""
     return torch.where(x > 0, x.clamp_min(torch.finfo(x.dtype).tiny).log(), -math.inf)
 
 
@@ -784,8 +788,8 @@ def _without_nan(value: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     return value.nan_to_num(-math.inf, math.inf, -math.inf), gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
-def _kept_of(kept: Tensor | None, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """By latent that is in u in part, True where it is."""
+def _masks_by_latent(kept: Tensor | None, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """By latent that is partly in u, a mask that is True for the elements in u."""
     if kept is None:
         return {}
     sizes = [shape.numel() for shape in shapes.values()]
@@ -803,7 +807,7 @@ def _masked(terms: Tensor, mask: Any) -> Tensor:
 
 
 def _is_data(site: Any) -> bool:
-    """Whether a site is observed, and neither stated by a formula nor a factor."""
+    """Whether a site is observed, and neither deterministic nor a factor."""
     return site["is_observed"] and not _is_deterministic(site) and not isinstance(_base_of(site["fn"]), Unit)
 
 
@@ -815,17 +819,17 @@ def _measure_of(discrete: Mapping[str, bool]) -> str:
 
 
 def _is_normalized(site: Any) -> bool:
-    """Whether a latent's own term in the density is that of the distribution that it is drawn from."""
+    """Whether a latent's term in the density is the density that it is drawn from."""
     base, scale = _base_of(site["fn"], masked=False), site["scale"]
     scaled = isinstance(scale, Tensor) or scale != 1
     return not (isinstance(base, ImproperUniform | MaskedDistribution) or site["mask"] is not None or scaled)
 
 
 def _base_of(distribution: Any, masked: bool = True) -> Any:
-    """What a distribution is built on.
+    """The innermost distribution within wrappers such as `Independent`.
 
     Args:
-        masked: whether to look below masks.
+        masked: whether to unwrap masks too.
     """
     while hasattr(distribution, "base_dist") and (masked or not isinstance(distribution, MaskedDistribution)):
         distribution = distribution.base_dist

@@ -65,7 +65,7 @@ __all__ = [
     "traces",
 ]
 
-# Data whose support is stated at once, where it differs between them.
+# Rows checked against their support at once, where the support differs between rows.
 ROWS = 256
 
 # The plates around statements, from the right.
@@ -80,7 +80,7 @@ class IntractableError(RuntimeError):
 
 
 class NoGuideError(ValueError):
-    """The guide of a program was requested, but it has none."""
+    """The guide was requested of a program that has none."""
 
 
 # -- one thread at a time ----------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ _driver: tuple[int, weakref.WeakSet[Any]] = (0, weakref.WeakSet())
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Other threads wait: Pyro's handlers, its param store and torch's random state belong to the process."""
+    """Keep other threads waiting: Pyro's handlers, its param store and torch's random state belong to the process."""
     with _lock:
         _require_own_handlers()
         yield
@@ -100,7 +100,7 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _driven_alone() -> Iterator[None]:
-    """Like `alone`, for statements inside Pyro's handlers, which see other threads too: it raises and never waits."""
+    """Like `alone`, but raise instead of wait: handlers entered before already see the statements of other threads."""
     global _driver
     if not _lock.acquire(blocking=False):
         _refuse_threads()
@@ -120,22 +120,22 @@ def _require_own_handlers() -> None:
 
 def _refuse_threads() -> None:
     raise RuntimeError(
-        "another thread runs Pyro statements now, and Pyro's handlers belong to the whole process: drive program.model "
-        "and program.guide (SVI, Predictive, MCMC) from one thread, and use processes for several"
+        "another thread is running Pyro statements, and Pyro's handlers are global to the process: run program.model "
+        "and program.guide (SVI, Predictive, MCMC) in one thread, or use several processes"
     )
 
 
 @contextlib.contextmanager
 def differentiating(what: str) -> Iterator[None]:
-    """Gradients enabled, also where the caller has disabled them.
+    """Enable gradients, even where the caller has disabled them.
 
     Raises:
-        RuntimeError: under `torch.inference_mode`, whose tensors no gradient can reach.
+        RuntimeError: under `torch.inference_mode`, where no tensor can have a gradient.
     """
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
-            f"{what} takes gradients, which torch.inference_mode() rules out for every tensor made under it: call it "
-            "outside, or under torch.no_grad()"
+            f"{what} takes gradients, which no tensor made under torch.inference_mode() can have: call it outside, or "
+            "under torch.no_grad()"
         )
     with torch.enable_grad():
         yield
@@ -143,7 +143,7 @@ def differentiating(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unchecked() -> Iterator[None]:
-    """`alone`, and without Pyro's looks at values, which `torch.func` cannot map."""
+    """Like `alone`, without Pyro's validation of values, which `torch.func` cannot map."""
     with alone(), pyro.validation_enabled(False):
         yield
 
@@ -152,7 +152,7 @@ def unchecked() -> Iterator[None]:
 
 
 OF_PYRO = (SVI, Predictive, MCMC)
-"""What takes a model, and is none."""
+"""Pyro's classes that run a model and are easily passed in its place."""
 
 P = TypeVar("P", bound="Program")
 
@@ -167,9 +167,9 @@ class Program(nn.Module):
         given_shape: shape of one ``given``; a tuple of shapes where ``given`` is a tuple; None if not conditional, or
             if it is left open (then ``given`` has exactly one batch dimension).
         conditional: whether `joint` takes a ``given``.
-        levels: x takes the integers 0 .. levels - 1; None where it takes reals, or discrete values such as counts.
-        num_classes: how many integer labels ``given`` may take; None where it is no label.
-        tractable: whether p(x) has a closed form: then `log_prob` is exact.
+        levels: x takes the integers 0 .. levels - 1; None for reals, and for unbounded discrete values such as counts.
+        num_classes: number of classes, where ``given`` is an integer label; None where it is not.
+        tractable: whether p(x) has a closed form, which `log_prob` then computes.
         variable: the name under which `model` and `guide` state the data.
         any_precision: whether x and ``given`` may be of another precision than the parameters.
     """
@@ -199,7 +199,7 @@ class Program(nn.Module):
         return () if type(self).posterior is Program.posterior else None
 
     def feature_sites(self, name: str) -> dict[str, int]:
-        """The sites by which ``joint(name)`` states single features of x, with their flat indices, if it does."""
+        """Flat index of each feature that ``joint(name)`` states at a site of its own, by site; else empty."""
         return {}
 
     def unroll(self) -> Program:
@@ -207,16 +207,16 @@ class Program(nn.Module):
         return self
 
     def unroll_latents(self) -> Program:
-        """`unroll` for the chains among the latents alone: what has an exact density stays in one piece."""
+        """Like `unroll`, for the chains among the latents alone: parts with an exact density stay in one piece."""
         return self if self.tractable else self.unroll()
 
     def replaced(self: P, **parts: Program | None) -> P:
-        """A twin with other parts, such as ``vae.replaced(encoder=other)``: it shares the rest, and this one stays.
+        """A copy with other parts, such as ``vae.replaced(encoder=other)``, which shares all parts not replaced.
 
         Raises:
-            ValueError, TypeError: there is no part of that name, or its event_shape is another.
+            ValueError, TypeError: the program has no part of that name, or the new part has another event_shape.
         """
-        # From the dictionary, not by attribute: a tracer puts stand-ins there that a twin cannot share.
+        # From the dictionary, not by attribute: a tracer puts stand-ins there that a copy cannot share.
         modules = self.__dict__["_modules"]
         for name, part in parts.items():
             if name not in modules:
@@ -237,15 +237,15 @@ class Program(nn.Module):
         return twin
 
     def arguments(self, data: Data) -> tuple[Tensor, Any, dict[str, Tensor]]:
-        """The form in which data enter the statements: (value, given, further observed sites).
+        """How data enter the statements: (value, given, further observed sites).
 
         Raises:
             ValueError: the program is conditional on labels or reals that the data do not have.
         """
-        return data.x, (self._given_in(data) if self.conditional else None), {}
+        return data.x, (self._given_from(data) if self.conditional else None), {}
 
-    def _given_in(self, data: Data) -> Any:
-        """The label y where a part of ``given`` is one, and else what the data are given."""
+    def _given_from(self, data: Data) -> Any:
+        """``given`` from the data: their y for each part that is a label, their own ``given`` for any other."""
         pair = is_pair(self.given_shape)
         shapes: Any = self.given_shape if pair else (self.given_shape,)
         # A shape that is left open may be that of labels.
@@ -263,12 +263,12 @@ class Program(nn.Module):
     def measure(self) -> str:
         """``"mass"`` on discrete values or ``"density"`` on reals: numbers of different measure are not comparable.
 
-        Where some features have discrete values and others reals, it says which.
+        Where some features are discrete and others real, the text says which.
         """
         return self.measure_given(example_given(self))
 
     def measure_given(self, given: Any) -> str:
-        """`measure` where ``given`` has at least one row, for a program that leaves its given_shape open."""
+        """Like `measure`, for a program that leaves its given_shape open; ``given`` has at least one row."""
         if self.levels is not None:
             return "mass"
         if self.conditional and given is None:  # nothing to state x by
@@ -277,13 +277,13 @@ class Program(nn.Module):
         return "density" if support is None else _measure_of(unwrapped(support))
 
     def support_given(self, given: Any = None, batch_size: int = 1) -> constraints.Constraint | None:
-        """The support of the distribution by which `joint` states x; None where it names none, or latents move it.
+        """The support of the distribution by which `joint` states x; None where it has none or depends on latents.
 
-        Nothing is drawn that has a transform from the reals, because a draw of a latent may be a whole chain.
+        Latents whose support has a transform from the reals are not drawn, because one draw may take a whole chain.
 
         Args:
             given: ``batch_size`` rows, for a conditional program.
-            batch_size: of x; bounds that are tensors have so many rows.
+            batch_size: number of rows of x, and of bounds that are tensors.
         """
         site = _DataSite(self.variable, parameter_of(self))
         with (
@@ -314,9 +314,9 @@ class Program(nn.Module):
         """Draw x from p(x), or from p(x | given) with one draw per row of ``given``.
 
         Args:
-            num_samples: how many.
+            num_samples: number of draws.
             given: ``(num_samples, *given_shape)``, or one row, ``(1, *given_shape)``, for all draws.
-            options: of the family, such as those of `Diffusion.sample`; most have none.
+            options: options of the family, such as those of `Diffusion.sample`; most families have none.
 
         Returns:
             ``(num_samples, *event_shape)``.
@@ -351,9 +351,9 @@ class Program(nn.Module):
 
     @unchecked()
     def exact_log_prob(self, x: Tensor, given: Any = None) -> Tensor:
-        """`log_prob` without its checks; x may carry further batch dimensions, ``(*batch, *event_shape)``.
+        """log p(x | given) in nats, ``batch``, without the checks of `log_prob`; x is ``(*batch, *event_shape)``.
 
-        `torch.func.vmap` and its kin map it, over x and over parameters.
+        The transforms of `torch.func`, such as `vmap`, can map it over x and over parameters.
         """
         batch = x.shape[: x.dim() - len(self.event_shape)]
         # No plates: the value has the whole batch, and a guide may call this inside plates of these names.
@@ -364,8 +364,8 @@ class Program(nn.Module):
     def log_weights(self, x: Tensor, given: Any = None, num_particles: int = 1) -> Tensor:
         """log p(x, z_k | given) - log q(z_k | x, given) for K draws from the guide, in nats, ``(K, B)``.
 
-        Their mean over k bounds log p(x) from below (ELBO); so does, more tightly, their log-mean-exp (IWAE,
-        Burda et al. 2016, eq. 8). Chains among the latents are unrolled.
+        In expectation, their mean over k is a lower bound of log p(x) (ELBO), and their log-mean-exp is a tighter one
+        (IWAE, Burda et al. 2016, eq. 8). Chains among the latents are unrolled.
 
         Raises:
             ValueError: a shape, type or value does not fit; the message names it.
@@ -382,21 +382,21 @@ class Program(nn.Module):
 
     @property
     def takes_missing(self) -> bool:
-        """Whether missing features of x can be left out: the others depend on the latents, or on each other, alone."""
+        """Whether missing features of x can be left out: no observed feature depends on a missing one."""
         return False
 
     def placeholder(self) -> Tensor:
-        """An x of the support, ``event_shape``, that stands for what is missing: zero where that is one."""
+        """A value of the support, ``event_shape``, to put in for missing features: zero where the support has it."""
         given = example_given(self)
         known = given is not None or not self.conditional
         return inside(self.support_given(given) if known else None, parameter_of(self).new_zeros(self.event_shape))
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
-        """Weighted draws of x with its observed features: what `dgm.infer.impute` chooses among.
+        """Weighted draws of x that keep its observed features; `dgm.infer.impute` chooses among them.
 
         Args:
-            by: how to make them: `dgm_pyro.infer.impute.Imputer` has a method for each kind of program.
-            x: ``(B, *event_shape)``; some value of its support where it is missing.
+            by: a `dgm_pyro.infer.impute.Imputer`, which has a method for each kind of program.
+            x: ``(B, *event_shape)``; any value of the support where a feature is missing.
             mask: True where x is observed, of the same shape.
             given: ``(B, *given_shape)`` for a conditional program.
 
@@ -414,7 +414,7 @@ class Program(nn.Module):
     # -- codes -------------------------------------------------------------------------------------------------------
 
     def codes(self) -> dict[str, Program]:
-        """The latent codes that `encode` finds and `decode` takes: by name p(z), the nearest to x first.
+        """The prior p(z) of each latent code that `encode` and `decode` know, by site name; the nearest to x first.
 
         A family that has any defines `_encode` and `_decode`.
         """
@@ -423,19 +423,20 @@ class Program(nn.Module):
     def encode(
         self, x: Tensor, given: Any = None, *, site: str | None = None, draw: bool = False, num_samples: int = 16
     ) -> Tensor:
-        """The code z of each x, drawn by the global random state and differentiable where q(z | x) is.
+        """The latent code z of each x, differentiable where q(z | x) is reparameterized.
 
-        `dgm.representations.encode` does the same in batches, in evaluation mode and with noise of each datum's own.
+        Draws use the global random state. `dgm.representations.encode` works in batches, in evaluation mode, and with
+        noise that belongs to each datum.
 
         Args:
             x: ``(B, *event_shape)``.
             given: ``(B, *given_shape)`` for a conditional program.
             site: a name in `codes`; default the first.
-            draw: whether z is a draw from q(z | x), in place of the mean.
+            draw: whether z is a draw from q(z | x) instead of its mean.
             num_samples: draws to average where the mean of q(z | x) has no closed form.
 
         Returns:
-            ``(B, *z_shape)``; of a class, its probabilities, ``(B, *z_shape, K)``, unless ``draw``.
+            ``(B, *z_shape)``; for a code of K classes their probabilities, ``(B, *z_shape, K)``, unless ``draw``.
 
         Raises:
             ValueError: the program has no latent code, or none of that name; or x does not fit.
@@ -447,12 +448,12 @@ class Program(nn.Module):
             return self._encode(x, given, site, draw, num_samples)
 
     def decode(self, z: Tensor, given: Any = None, *, site: str | None = None, draw: bool = False) -> Tensor:
-        """The x of each code: the mean of p(x | z), or a draw; drawn too where the mean has no closed form.
+        """The x of each code: the mean of p(x | z), or a draw, also where the mean has no closed form.
 
         Args:
             z: ``(B, *z_shape)``; integers for a code of classes.
             given, site: as for `encode`.
-            draw: whether x is a draw from p(x | z), in place of the mean.
+            draw: whether x is a draw from p(x | z) instead of its mean.
 
         Returns:
             ``(B, *event_shape)``, in the units of x.
@@ -471,7 +472,7 @@ class Program(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define _decode(z, given, site, draw)")
 
     def code_named(self, site: str | None = None) -> str:
-        """``site``, or the nearest to x of `codes`.
+        """``site``, or by default the first name in `codes`.
 
         Raises:
             ValueError: the program has no latent code, or none of that name.
@@ -484,7 +485,7 @@ class Program(nn.Module):
         return site or names[0]
 
     def check_code(self, z: Any, given: Any = None, site: str | None = None) -> str:
-        """`check` for a code and its ``given``; the name of the code."""
+        """Check a code z and its ``given``, as `check` does for x, and return the name of the code."""
         site = self.code_named(site)
         code = self.codes()[site]
         check_tensor(z, code.event_shape, "z", f"the shape of the code {site!r}")
@@ -496,11 +497,11 @@ class Program(nn.Module):
         return site
 
     def formula(self, given: Any = None) -> factors.Formula:
-        """The joint and the guide as products of factors, read off the statements: what `print` shows.
+        """The joint and the guide as products of factors, read off the statements, as `print` shows them.
 
         Args:
-            given: rows of which the first is read, ``(B, *given_shape)``, where the program leaves its shape open.
-                Without it, every site is said to read all before it.
+            given: ``(B, *given_shape)``, for a program that leaves its given_shape open; the first row is read.
+                Without it, every site is shown as conditioned on all sites before it.
 
         Raises:
             ValueError: ``given`` does not fit.
@@ -575,8 +576,8 @@ class Program(nn.Module):
         """Raise a ValueError or TypeError that says what is wrong with ``x`` or ``given``, and what to do.
 
         Args:
-            values: whether to look at numbers, beyond shapes, types and places.
-            support: whether to ask also that x lies in the support of its own distribution; default where Pyro does.
+            values: whether to check values too, beyond shapes, dtypes and devices.
+            support: whether x must also lie in the support of its distribution; default: Pyro's validation setting.
         """
         check_tensor(x, self.event_shape, "x", "the program's event_shape")
         check_place(x, "x", self, reals=self.levels is None and not self.any_precision)
@@ -585,8 +586,8 @@ class Program(nn.Module):
             return
         if torch._C._functorch.is_batchedtensor(x):
             raise RuntimeError(
-                "x is mapped by torch.func.vmap, under which values cannot be read: map program.exact_log_prob, "
-                "or give log_weights all data at once, (B, *event_shape), and num_particles: it has these dimensions"
+                "x is mapped by torch.func.vmap, under which values cannot be checked: map program.exact_log_prob, or "
+                "call log_weights once, with all data, (B, *event_shape), and num_particles"
             )
         counts = not x.is_floating_point() and self.measure_given(given) == "mass"
         check_values(x, self.levels, type(self).__name__, counts=counts, missing=True)
@@ -629,7 +630,7 @@ class Program(nn.Module):
                 low, high = int(part.min()), int(part.max())
                 if low < 0 or high >= self.num_classes:
                     raise ValueError(
-                        f"given holds labels from {low} to {high}, but the program knows {self.num_classes} classes: "
+                        f"given holds labels from {low} to {high}, but the program has {self.num_classes} classes: "
                         f"0 .. {self.num_classes - 1}"
                     )
 
@@ -637,7 +638,7 @@ class Program(nn.Module):
         """Check the arguments of `sample`, and repeat a single row of ``given``.
 
         Args:
-            options: names of further ones, which are unknown.
+            options: names of further arguments, which are unknown.
         """
         if options:
             raise TypeError(
@@ -720,7 +721,7 @@ def store_name(program: Program) -> str:
 
     Two modules under one name would silently share the first one's parameters. So the name has the class and a digest
     of names and shapes of the parameters, and a number where another live program of that name is in the store. It
-    does not depend on what was used before: the same program, built anew, finds the states of its optimizer again.
+    does not depend on earlier use, so a rebuilt program finds the states of its optimizer again.
     """
     store = dict(pyro.get_param_store().named_parameters())
     own = dict(program.named_parameters())
@@ -738,10 +739,11 @@ def store_name(program: Program) -> str:
 def register_parameters(program: Program) -> None:
     """Like `pyro.module`, without its warning about frozen parameters and its two ways to train a stale copy.
 
-    Values that the user has brought to the store, by its ``load`` or under the program's names, are taken over.
+    Values that the user has put into the store, by its ``load`` or under the program's names, are copied into the
+    program.
 
     Raises:
-        ValueError: values that the user has brought do not fit the program.
+        ValueError: values that the user has put into the store do not fit the program.
     """
     store, name = pyro.get_param_store(), store_name(program)
     own = {param_with_module_name(name, key): p for key, p in program.named_parameters()}
@@ -772,7 +774,7 @@ def _take_over(parameter: Tensor, value: Tensor, name: str) -> None:
     if value.shape != parameter.shape:
         raise ValueError(
             f"the param store holds {name!r} of shape {tuple(value.shape)}, but the program's has shape "
-            f"{tuple(parameter.shape)}: put a value that fits, or start anew with pyro.clear_param_store()"
+            f"{tuple(parameter.shape)}: store a value of that shape, or empty the store by pyro.clear_param_store()"
         )
     with torch.no_grad():
         parameter.copy_(value)
@@ -780,7 +782,7 @@ def _take_over(parameter: Tensor, value: Tensor, name: str) -> None:
 
 
 def _require_no_misfits(program: Program, stored: dict[str, Tensor]) -> None:
-    """Raise if the user has brought values of a program of this class, but other parameters: they would go unused."""
+    """Raise if the store has values for a program of this class with other parameters: they would go unused."""
     kind = type(program).__name__
     ours = re.compile(rf"{kind}_[0-9a-f]{{8}}(_\d+)?\$\$\$")
     brought = [name for name, tensor in stored.items() if ours.match(name) and tensor not in _put]
@@ -791,21 +793,22 @@ def _require_no_misfits(program: Program, stored: dict[str, Tensor]) -> None:
     differing = next((name for name in {**there, **here} if here.get(name) != there.get(name)), None)
     if differing is not None:
         raise ValueError(
-            f"the param store holds values of a {kind} whose {differing} has the shape "
-            f"{there.get(differing, 'of nothing')}, but in this one it has {here.get(differing, 'none')}: build the "
-            "program as it was, use the one that they belong to first, or start anew with pyro.clear_param_store()"
+            f"the param store holds values of another {kind}: its {differing} has shape "
+            f"{there.get(differing, 'none (no such parameter)')}, but here it has "
+            f"{here.get(differing, 'none (no such parameter)')}: build the program as it was when they were saved, use "
+            "the program that they belong to first, or empty the store by pyro.clear_param_store()"
         )
 
 
 class _Reference(weakref.ref):  # type: ignore[type-arg]
-    """Like what Pyro leaves on a parameter for SVI to find, but it can be pickled: as None."""
+    """The weak reference that Pyro puts on a parameter for SVI, but one that can be pickled (as None)."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
 
 
 def let_pickle(parameters: Iterable[Any]) -> None:
-    """Let parameters be pickled that Pyro has had in its param store."""
+    """Make parameters picklable that were in Pyro's param store."""
     for parameter in parameters:
         if "unconstrained" in vars(parameter):
             parameter.unconstrained = _Reference(parameter)
@@ -820,7 +823,7 @@ class _DataSite(Messenger):
 
     Args:
         variable: the name of the data.
-        like: whose type and device the latents before it have.
+        like: a tensor with the dtype and device of the latents before it.
     """
 
     def __init__(self, variable: str, like: Tensor) -> None:
@@ -854,7 +857,7 @@ class _DataSite(Messenger):
 
 
 class _StatedSites(Messenger):
-    """The sample sites under the names that they were stated by: handlers further out may rename them."""
+    """Records the sample sites under the names in the statements; handlers further out may rename them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -930,14 +933,14 @@ class Guide(_View):
 
 
 Weighting = Callable[[Tensor, Tensor], Tensor]
-"""The weight of an error at a noise level, of the log signal-to-noise ratio and of its fall."""
+"""The weight of the error at a noise level, as a function of the log signal-to-noise ratio and of its fall."""
 
 _weighting: contextvars.ContextVar[Weighting | None] = contextvars.ContextVar("weighting", default=None)
 
 
 @contextlib.contextmanager
 def weighting_errors(weight: Weighting) -> Iterator[None]:
-    """Diffusions state their weighted errors beside the bound, in which their predictions are constants meanwhile."""
+    """Let diffusions state their weighted errors next to the bound, in which predictions are then constants."""
     token = _weighting.set(weight)
     try:
         yield
@@ -946,7 +949,7 @@ def weighting_errors(weight: Weighting) -> Iterator[None]:
 
 
 def weighting() -> Weighting | None:
-    """What `weighting_errors` sets."""
+    """The weight that `weighting_errors` has set; None outside of it."""
     return _weighting.get()
 
 
@@ -969,7 +972,7 @@ def isolated() -> Iterator[None]:
 
 
 class _Reserved(Messenger):
-    """Refuses the names of the plates of a batch, which Pyro would call duplicates of what the user has not written."""
+    """Refuses the names of the batch's plates: Pyro would report duplicates of plates that the user never wrote."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in PLATES:
@@ -1113,8 +1116,8 @@ def log_prob_sum(
     """Sum the (scaled) log-probabilities of sites over everything but the batch dimensions; nats, ``batch``.
 
     Args:
-        names: of the sites; default all.
-        like: whose type and device the zeros have that are the sum over no site.
+        names: names of the sites to sum; default all.
+        like: a tensor with the dtype and device of the zeros that are the sum over no site.
     """
     names = sample_sites(trace) if names is None else names
     wanted = frozenset(names)
@@ -1227,13 +1230,13 @@ def declare_given(child: Program, shape: Shape, role: str, source: str) -> None:
 
 
 def parameter_of(program: Program) -> Tensor:
-    """A parameter, or else a buffer of reals, for the type and device that computations on the program have."""
+    """A parameter of ``program``, or else a real buffer: it has the dtype and device of the computations."""
     tensors = itertools.chain(program.parameters(), program.buffers())
     return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(()))
 
 
 def check_program(program: Any, argument: str = "program") -> None:
-    """Raise unless ``program`` is one."""
+    """Raise a TypeError unless ``program`` is a `Program`."""
     check_no_distribution(program, argument)
     if not isinstance(program, Program):
         got = f"the class {program.__name__}" if isinstance(program, type) else type(program).__name__
@@ -1245,7 +1248,7 @@ WRAPPED = "wrap a Pyro model with its data, dgm.Posterior(model, *args), for dgm
 
 
 def _remedy_for(model: Any) -> str:
-    """What to pass in the place of an object that is no program."""
+    """The end of an error message: what to pass instead of an object that is no program."""
     if isinstance(model, type) and issubclass(model, AutoGuide):
         return f": it is a guide's; use dgm.infer.compare(model, *args, guides=[{model.__name__}])"
     if isinstance(model, type):
@@ -1276,7 +1279,7 @@ def _remedy_for(model: Any) -> str:
 
 
 def check_no_distribution(value: Any, argument: str) -> None:
-    """Raise if ``value`` is a distribution, of which Pyro and dgm_pyro have several under one name."""
+    """Raise if ``value`` is a distribution: several names are those of a distribution in Pyro and of a program here."""
     if isinstance(value, Distribution):
         raise TypeError(
             f"{argument} must be a dgm.Program, got the distribution {type(value).__name__}: use a program such as "
@@ -1285,18 +1288,18 @@ def check_no_distribution(value: Any, argument: str) -> None:
 
 
 def check_place(x: Tensor, argument: str, program: Program, *, reals: bool = True) -> None:
-    """Raise if ``x`` is on another device, or if its reals have another precision, than the program's parameters."""
+    """Raise unless ``x`` has the device of the program's parameters and, where it is real, their precision."""
     parameter = next(program.parameters(), None)
     if parameter is None:
         return
     if x.device != parameter.device:
         raise ValueError(
-            f"{argument} is on {x.device}, but the program on {parameter.device}: "
+            f"{argument} is on {x.device}, but the program is on {parameter.device}: "
             f"use {argument}.to({str(parameter.device)!r})"
         )
     if reals and x.is_floating_point() and x.dtype != parameter.dtype:
         raise TypeError(
-            f"{argument} has dtype {x.dtype}, but the program's parameters {parameter.dtype}: "
+            f"{argument} has dtype {x.dtype}, but the program's parameters have {parameter.dtype}: "
             f"use {argument}.to({parameter.dtype})"
         )
 
@@ -1305,7 +1308,7 @@ def check_values(x: Tensor, levels: int | None, owner: str, *, counts: bool = Fa
     """Raise unless the values of ``x`` can be outcomes: finite, and integers below ``levels`` where there are any.
 
     Args:
-        counts: whether integers are welcome without levels.
+        counts: whether integers are allowed without levels.
         missing: as for `check_finite`.
     """
     if x.is_complex() or x.dtype == torch.bool:
@@ -1336,7 +1339,7 @@ def check_values(x: Tensor, levels: int | None, owner: str, *, counts: bool = Fa
 
 
 def support_of(distribution: Any) -> constraints.Constraint | None:
-    """The support of a distribution; None where it does not say."""
+    """The support of a distribution; None where it declares none."""
     try:
         support: Any = distribution.support
     except (AttributeError, NotImplementedError):
@@ -1379,7 +1382,7 @@ def _measure_of(line: Any) -> str:
 
 
 def bounded_by_numbers(constraint: constraints.Constraint) -> bool:
-    """Whether no bound of a constraint is a tensor: then it holds for any parameters."""
+    """Whether no bound of a constraint is a tensor: then the constraint does not depend on parameters."""
     parts: Iterable[Any] = vars(constraint).values()
     parts = itertools.chain.from_iterable(part if isinstance(part, list) else [part] for part in parts)
     return all(
@@ -1388,7 +1391,7 @@ def bounded_by_numbers(constraint: constraints.Constraint) -> bool:
 
 
 def check_within(x: Tensor, support: constraints.Constraint | None, owner: str, first: int = 0) -> None:
-    """Raise unless ``x``, the data from row ``first`` on, lie in ``support``; None holds them all."""
+    """Raise unless ``x``, the data from row ``first`` on, lie in ``support``; None allows every value."""
     if support is None:
         return
     here = copy.copy(unwrapped(support))
@@ -1407,7 +1410,7 @@ def check_within(x: Tensor, support: constraints.Constraint | None, owner: str, 
     shown = f"{value.item():.4g}" if value.dim() == 0 else reprlib.repr(value.tolist())
     raise ValueError(
         f"x holds {shown} in row {first + place[0]}, outside of the support of this {owner}, {here}: drop or rescale "
-        "such data, or state x by a distribution that can have made them"
+        "such data, or state x by a distribution whose support holds them"
     )
 
 

@@ -2,8 +2,8 @@
 
 Each function returns images of bytes ``(N, C, H, W)`` and labels from 0. `dgm.data.load` finds the files.
 
-CIFAR-10 comes as pickles, which may name any function to call. Here they may name none: what stands for numpy's
-arrays in them are classes of this module, which keep bytes and a shape.
+CIFAR-10 comes as pickles, which may name any function to call. Here they may name none: two classes of this module,
+which hold bytes and a shape, replace numpy's arrays.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def cifar_10(paths: Sequence[Path]) -> Images:
     """Batches of CIFAR-10, as pickles of Python or as binary files, ``.bin``.
 
     Raises:
-        ValueError: a file is damaged, or no such batch.
+        ValueError: a file is damaged, or is no such batch.
     """
     x, y = zip(*map(_cifar_batch, paths), strict=True)
     return np.concatenate(x), np.concatenate(y)
@@ -64,7 +64,7 @@ def _images_of_pickle(path: Path) -> Images:
 
 
 class _Array:
-    """What a pickle says of a numpy array of bytes."""
+    """Replaces a numpy array of bytes in a pickle."""
 
     def __init__(self, *_: Any):
         self.state: Any = None
@@ -75,27 +75,27 @@ class _Array:
     def array(self) -> np.ndarray:
         _, shape, dtype, in_columns, content = self.state
         if not isinstance(dtype, _Dtype) or dtype.name not in ("u1", b"u1") or not isinstance(content, bytes):
-            raise ValueError("its images are no bytes")
+            raise ValueError("its images are not bytes")
         return np.frombuffer(content, np.uint8).reshape(shape, order="F" if in_columns else "C").copy()
 
 
 class _Dtype:
-    """What a pickle says of a dtype of numpy."""
+    """Replaces a numpy dtype in a pickle."""
 
     def __init__(self, name: Any, *_: Any):
         self.name = name
 
     def __setstate__(self, state: Any) -> None:
-        """The byte order, and nothing that bytes have."""
+        """Ignore the byte order, which bytes do not have."""
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 pickles bytes in the protocol of Python 2."""
+    """Decode bytes that Python 3 pickled in the protocol of Python 2."""
     return text.encode("latin1")
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads dicts, lists, numbers, texts and arrays of bytes; it calls nothing that a file names."""
+    """Reads dicts, lists, numbers, texts and arrays of bytes; it never calls a function that a file names."""
 
     KNOWN: ClassVar = {
         ("numpy", "ndarray"): _Array,
@@ -108,11 +108,11 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if name == "_frombuffer":
             raise pickle.UnpicklingError(
-                "its arrays are pickled by protocol 5, where published batches have protocol 2: one that was rewritten "
-                "is read up to protocol 4"
+                "its arrays are pickled by protocol 5, but published batches have protocol 2, and only protocols up "
+                "to 4 are read"
             )
         if (module, name) not in self.KNOWN:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which no such batch has")
+            raise pickle.UnpicklingError(f"it names {module}.{name}, but a published batch does not")
         return self.KNOWN[module, name]
 
 
@@ -120,9 +120,9 @@ def svhn(path: Path) -> Images:
     """Cropped digits of SVHN, a ``.mat`` file with X ``(32, 32, 3, N)`` and y, in which 10 is the digit 0.
 
     Raises:
-        ValueError: the file is damaged, or another one.
+        ValueError: the file is damaged, or is no such file.
     """
-    # Imported here because it takes long, and few commands need it.
+    # Imported here because it is slow to import, and few commands need it.
     from scipy.io import loadmat, whosmat
     from scipy.io.matlab import MatReadError
 
@@ -161,10 +161,10 @@ def imagenet(paths: Sequence[Path], size: int, num_data: int | None, random: np.
     """Down-sampled ImageNet, ``.npz`` files with ``data`` ``(N, 3 * size * size)`` and ``labels`` from 1.
 
     Args:
-        num_data: how many, at random; all by default. No others are kept in memory.
+        num_data: number of random images; all by default. Only these are kept in memory.
 
     Raises:
-        ValueError: a file is damaged, or another one; or there are fewer.
+        ValueError: a file is damaged or is no such file, or ``num_data`` is larger than the number of images.
     """
     counts = [_num_images(path, size) for path in paths]
     starts = np.cumsum([0, *counts])

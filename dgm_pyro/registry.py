@@ -1,6 +1,6 @@
-"""Names of the classes that a checkpoint may rebuild, and the arguments each object was made with.
+"""Names of the classes that a checkpoint may rebuild, and the constructor arguments of each object.
 
-A checkpoint stores class names and constructor arguments, never code. ``register`` is what makes a class known to it.
+A checkpoint stores class names and constructor arguments, never code. ``register`` makes a class known to it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ T = TypeVar("T", bound=type)
 
 
 def register(cls: T) -> T:
-    """Class decorator: checkpoints may name ``cls``, and its instances remember their constructor arguments.
+    """Class decorator: checkpoints may name ``cls``, and its instances record their constructor arguments.
 
-    Put it on your own `Program` or network, and ``dgm.save`` and ``dgm.load`` can rebuild it:
+    With it, ``dgm.save`` and ``dgm.load`` can rebuild your own `Program` or network:
 
     >>> import torch, dgm_pyro as dgm
     >>> @dgm.register
@@ -84,6 +84,6 @@ def arguments_of(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def replace_argument(module: torch.nn.Module, given: Any, made: Any) -> None:
-    """Remember ``made`` in place of the constructor argument ``given``, a function that no checkpoint can store."""
+    """Record ``made`` instead of the constructor argument ``given``, a function that no checkpoint can store."""
     arguments = module.__dict__.get("_arguments", {})
     arguments.update({name: made for name, value in arguments.items() if value is given})

@@ -1,4 +1,4 @@
-"""What functions find, as text, HTML and plain Python: the tables and the objects that hold them."""
+"""Results of functions, as text, HTML and plain Python, and their tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Result", "Table", "as_csv", "element_name", "with_error"]
 
 @dataclass(frozen=True)
 class Table:
-    """A header and rows of as many cells; columns of numbers are aligned on the right.
+    """A header, and rows with one cell per column; columns of numbers are right-aligned.
 
     >>> print(Table(["run", "nats"], [["a", "-9.5"], ["b", "-10.25"]]))
     run    nats
@@ -40,7 +40,7 @@ class Table:
 
     @property
     def _numeric(self) -> list[bool]:
-        """Which columns hold numbers, or nothing."""
+        """Whether each column holds only numbers and empty cells."""
         columns = zip(*self.rows, strict=True) if self.rows else ((),) * len(self.header)
         return [all(cell[:1] in "<>+-.0123456789" for cell in column) for column in columns]
 
@@ -65,11 +65,11 @@ class Table:
 
 
 class Result(ABC):
-    """What a function found: `print` shows it as text, a notebook as HTML, and `as_dict` is for JSON."""
+    """The result of a function: `print` shows it as text, a notebook as HTML, and `as_dict` is for JSON."""
 
     @abstractmethod
     def parts(self) -> Sequence[str | Table]:
-        """What to show, from the top."""
+        """The texts and tables to show, from top to bottom."""
 
     @abstractmethod
     def as_dict(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def element_name(site: str, place: Sequence[int]) -> str:
 
 
 def as_csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """Records as CSV, under the names that any of them has."""
+    """Records as CSV, with a column for each name that any record has."""
     text = io.StringIO()
     names = list(dict.fromkeys(name for record in records for name in record))
     writer = csv.DictWriter(text, names, lineterminator="\n")

@@ -1,9 +1,9 @@
-"""Reading what people have, as arrays: files of arrays and tables, folders of images, frames, datasets of torch.
+"""Readers of users' data, as arrays: files of arrays and tables, folders of images, frames, datasets of torch.
 
-`arrays_of` tells a source by its kind, and leaves the meaning of the arrays to `dgm_pyro.data.open`. No pickle is read.
-pandas reads tables and Pillow images; they are imported where they are needed.
+`arrays_of` finds the kind of a source and reads its arrays; `dgm_pyro.data.open` interprets them. No pickle is read.
+pandas reads tables and Pillow reads images; they are imported where they are needed.
 
-`stored` opens what is larger than memory: a `Stored` source gives the rows that it is asked for.
+`stored` opens a source that is larger than memory: a `Stored` source reads the rows that it is asked for.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ UNREADABLE = (
     *(AttributeError, EOFError, LookupError, OSError, TypeError, ValueError),
     *(zipfile.BadZipFile, zlib.error),
 )
-"""What a damaged .npz file makes numpy raise."""
+"""Errors that numpy raises for a damaged .npz file."""
 
 IN_MEMORY = 2**30
-"""Sources of more bytes are read by rows, where their kind can be."""
+"""Sources with more bytes are read by rows, if their kind allows it."""
 
 MOST_WORDS = 256
-"""A column of text with more words is no category."""
+"""Most words of a category: a column of text with more is refused as one."""
 
 GAP = 1024
-"""Bytes between two rows of a file that are read along rather than left out."""
+"""Largest gap in bytes between two rows of a file that is read along instead of skipped."""
 
 CHUNK = 2**20
-"""Labels that are looked at together."""
+"""Number of labels that are read together."""
 
 Made = TypeVar("Made")
 Kind = tuple[Any, ...]
-"""The kind of a column: its name, and the words of a category or the two bounds of what has bounds."""
+"""The kind of a column: its name, and the words of a category or the two bounds of a bounded kind."""
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """What was read.
+    """The arrays that were read from a source.
 
     Attributes:
         x: ``(N, *event_shape)``.
@@ -68,8 +68,8 @@ class Arrays:
         given: ``(N, *given_shape)``.
         columns, given_columns: names of the columns of a table.
         classes: names of the labels, where the source has integers and names.
-        levels: how many integers a feature takes, where the source says so, as the bytes of images do.
-        kinds: of each column, with its words or bounds, where kinds were asked for.
+        levels: number of integers that a feature takes, where the source declares it, as images of bytes do.
+        kinds: the kind of each column, with its words or bounds, where kinds were requested.
     """
 
     x: np.ndarray
@@ -84,7 +84,7 @@ class Arrays:
 
 @dataclass(frozen=True)
 class Choice:
-    """What of a source is read, as `dgm_pyro.data.open` takes it."""
+    """The choice of what to read from a source: options of `dgm_pyro.data.open`."""
 
     label: Any = None
     given: Any = None
@@ -96,7 +96,7 @@ class Choice:
     kinds: Mapping[str, Any] | str | None = None
 
     def refuse(self, owner: str, *names: str) -> None:
-        """Raise if an option is set that ``owner`` has no use for."""
+        """Raise if an option is set that does not apply to ``owner``."""
         for name in names:
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is not for {owner}: leave it out")
@@ -106,11 +106,11 @@ class Stored:
     """A source that is read by rows.
 
     Attributes:
-        columns, given_columns, classes: as of `Arrays`.
-        label_values: every value that a label takes; None where labels are integers from 0, or there are none.
-        blocks: whether rows that lie beside each other are read faster than others.
-        ordered: whether rows come in the order of the source alone.
-        num_workers: how many processes read ahead; with 0, a thread does.
+        columns, given_columns, classes: as for `Arrays`.
+        label_values: all values of the labels; None where labels are integers from 0, or there are none.
+        blocks: whether neighboring rows are read faster than scattered ones.
+        ordered: whether rows can only be read in the order of the source.
+        num_workers: number of processes that read ahead; 0 for a thread.
     """
 
     columns: tuple[str, ...] | None = None
@@ -124,16 +124,16 @@ class Stored:
         raise NotImplementedError
 
     def read(self, rows: np.ndarray) -> Arrays:
-        """The rows of those numbers, which ascend."""
+        """The rows at the ascending positions ``rows``."""
         raise NotImplementedError
 
     def ahead(
         self, parts: Iterable[np.ndarray], make: Callable[[np.ndarray, Arrays], Made], random: torch.Generator | None
     ) -> Iterator[Made]:
-        """What ``make`` makes of each of the parts; the next one is read while this one is used.
+        """``make`` of each of the parts; the next part is read while one is used.
 
         Args:
-            random: seeds the workers of a dataset, for what is random in it.
+            random: generator that seeds the workers of a dataset with random items.
         """
         if self.num_workers:
             yield from _loader(_RowParts(self, make), self.num_workers, random, sampler=parts, batch_size=None)
@@ -149,11 +149,11 @@ class Stored:
 
 
 def stored(source: Any, choice: Choice, in_memory: bool | None, num_workers: int) -> Stored | None:
-    """The source to be read by rows; None where it is to be read as a whole.
+    """The source as one that is read by rows; None if it is to be read into memory.
 
     Args:
-        in_memory: whether it is read as a whole; None where its size decides.
-        num_workers: of a dataset of torch, or of a folder of images.
+        in_memory: whether to read it into memory; None if its size decides.
+        num_workers: worker processes for a dataset of torch or a folder of images.
     """
     if in_memory:
         return None
@@ -162,12 +162,12 @@ def stored(source: Any, choice: Choice, in_memory: bool | None, num_workers: int
     if path is not None and path.is_dir():
         choice.refuse(*OF_FOLDERS)
         folder = _Folder.of(path)
-        if in_memory is False or len(folder.files) * _first_of(folder, choice).nbytes > IN_MEMORY:
+        if in_memory is False or len(folder.files) * _first_image(folder, choice).nbytes > IN_MEMORY:
             found = StoredImages(folder, choice, num_workers)
     elif path is not None and path.suffix in BY_ROWS and (in_memory is False or _size_of_file(path) > IN_MEMORY):
         choice.refuse(f"a {path.suffix} file", "size", "gray", "crop")
-        choice.refuse(f"a {path.suffix} file that is read by rows, which in_memory=True avoids", "kinds")
-        found = _of_rows(path, choice, in_memory is None)
+        choice.refuse(f"a {path.suffix} file that is read by rows (in_memory=True reads it as a whole)", "kinds")
+        found = _stored_file(path, choice, in_memory is None)
     elif isinstance(source, IterableDataset):
         found = StoredStream(source, num_workers)
     elif _is_dataset(source) and (in_memory is False or _size_of(source) > IN_MEMORY):
@@ -188,34 +188,37 @@ def _size_of_file(path: Path) -> int:
 def arrays_of(source: Any, choice: Choice) -> Arrays:
     """The arrays of a path, an array, a frame or a dataset."""
     if isinstance(source, str | os.PathLike):
-        return _of_path(Path(source).expanduser(), choice)
+        return _arrays_of_path(Path(source).expanduser(), choice)
     choice.refuse(f"a {type(source).__name__}", "size", "gray", "crop")
     if type(source).__module__.startswith("pandas"):
-        return _of_frame(source.to_frame() if source.ndim == 1 else source, "the frame", choice, first=None)
+        return _arrays_of_frame(source.to_frame() if source.ndim == 1 else source, "the frame", choice, first=None)
     if hasattr(source, "column_names") and hasattr(source, "to_pandas"):
-        return _of_hugging_face(source, choice)
+        return _arrays_of_hugging_face(source, choice)
     if isinstance(source, (dict, IterableDataset)):
         what = f"the parts {', '.join(map(str, source))}" if isinstance(source, dict) else "no length and no index"
-        raise TypeError(f"source is a {type(source).__name__} with {what}: open one whose data can be counted")
+        raise TypeError(
+            f"source is a {type(source).__name__} with {what}: pass a path, an array, a frame or a dataset with a "
+            "length"
+        )
     if _is_dataset(source):
-        return _of_dataset(source, choice)
+        return _arrays_of_dataset(source, choice)
     choice.refuse("an array", "columns", "kinds")
     return Arrays(_images_first(_checked_numbers(np.array(source), "source")), *_label_and_given(choice))
 
 
 def _label_and_given(choice: Choice) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Labels, and what is given, of an array: they are arrays themselves."""
+    """Labels and ``given`` for an array: both are arrays themselves."""
     label = None if choice.label is None else np.asarray(choice.label)
     return label, None if choice.given is None else _checked_numbers(np.asarray(choice.given), "given")
 
 
-def _of_path(path: Path, choice: Choice) -> Arrays:
+def _arrays_of_path(path: Path, choice: Choice) -> Arrays:
     if path.is_dir():
         choice.refuse(*OF_FOLDERS)
-        return _of_folder(_Folder.of(path), choice)
+        return _arrays_of_folder(_Folder.of(path), choice)
     choice.refuse(f"a {path.suffix} file", "size", "gray", "crop")
     if path.suffix in TABLES:
-        return _of_frame(_read_table(path), str(path), choice, first=None if path.suffix == ".parquet" else 2)
+        return _arrays_of_frame(_read_table(path), str(path), choice, first=None if path.suffix == ".parquet" else 2)
     choice.refuse(f"a {path.suffix} file", "columns", "kinds")
     if path.suffix == ".npy":
         _refuse_names(choice)
@@ -223,9 +226,9 @@ def _of_path(path: Path, choice: Choice) -> Arrays:
             _images_first(_checked_numbers(np.array(_mapped_array(path)), str(path))), *_label_and_given(choice)
         )
     if path.suffix == ".npz":
-        return _of_archive(path, choice)
+        return _arrays_of_archive(path, choice)
     kinds = ", ".join((".npy", ".npz", *TABLES))
-    raise ValueError(f"{path} is of no known kind: pass a file that ends in {kinds}, or a folder of images")
+    raise ValueError(f"{path} has an unknown kind: pass a file that ends in {kinds}, or a folder of images")
 
 
 # -- arrays ------------------------------------------------------------------------------------------------------------
@@ -233,13 +236,13 @@ def _of_path(path: Path, choice: Choice) -> Arrays:
 
 def _mapped_array(path: Path) -> np.ndarray:
     try:
-        return np.lib.format.open_memmap(path, mode="r")  # takes no memory for what the header promises
+        return np.lib.format.open_memmap(path, mode="r")  # allocates nothing for the size that the header claims
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} is not an array ({error}): write one with numpy.save") from error
 
 
 def _refuse_names(choice: Choice) -> None:
-    """Raise where a .npy file, which holds one array, is asked for others by name."""
+    """Raise if another array of a .npy file, which holds one array, is requested by name."""
     for role, named in {"label": choice.label, "given": choice.given}.items():
         if isinstance(named, str) or (role == "given" and np.asarray(named).dtype.kind == "U"):
             raise ValueError(
@@ -248,9 +251,9 @@ def _refuse_names(choice: Choice) -> None:
             )
 
 
-def _of_archive(path: Path, choice: Choice) -> Arrays:
+def _arrays_of_archive(path: Path, choice: Choice) -> Arrays:
     with _one_error_for_npz(path), np.load(path, allow_pickle=False) as archive:
-        names = _names_in(archive.files, choice)
+        names = _array_names(archive.files, choice)
         parts = {role: archive[name] for role, name in names.items()}
     given = _checked_numbers(parts["given"], f"'given' in {path}") if "given" in parts else None
     x = _checked_numbers(parts["x"], f"{names['x']!r} in {path}")
@@ -259,7 +262,7 @@ def _of_archive(path: Path, choice: Choice) -> Arrays:
 
 @contextlib.contextmanager
 def _one_error_for_npz(path: Path) -> Iterator[None]:
-    """Whatever a damaged .npz file raises is one error."""
+    """Turn all errors from a damaged .npz file into one that names it."""
     try:
         yield
     except UNREADABLE as error:
@@ -267,8 +270,8 @@ def _one_error_for_npz(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read as an .npz file of arrays: {reason}") from error
 
 
-def _names_in(names: Sequence[str], choice: Choice) -> dict[str, str]:
-    """Names of the arrays of an .npz file: of "x", and of "label" and "given" where there are any."""
+def _array_names(names: Sequence[str], choice: Choice) -> dict[str, str]:
+    """Names of the arrays in an .npz file that serve as "x", and as "label" and "given" if there are such."""
     name = names[0] if len(names) == 1 else next((name for name in DATA_NAMES if name in names), None)
     if name is None:
         raise KeyError(f"it holds {', '.join(names)}: name the array of the data 'x'")
@@ -281,13 +284,13 @@ def _names_in(names: Sequence[str], choice: Choice) -> dict[str, str]:
     }
     lacking = [key for key in wanted.values() if key is not None and key not in names]
     if lacking:
-        raise KeyError(f"it holds {', '.join(names)}, and no {lacking[0]!r}")
+        raise KeyError(f"it holds {', '.join(names)}, but no {lacking[0]!r}")
     return {role: key for role, key in wanted.items() if key is not None}
 
 
 def _checked_numbers(array: np.ndarray, origin: str) -> np.ndarray:
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"{origin} holds {array.dtype}: pass numbers")
+        raise TypeError(f"{origin} has dtype {array.dtype}: pass an array of numbers")
     if not array.size or not array.ndim:
         raise ValueError(f"{origin} is empty: it has shape {array.shape}")
     # torch reads neither foreign byte orders nor floats of more than 64 bits.
@@ -347,7 +350,7 @@ def _checked_separator(path: Path) -> str:
             raise ValueError(f"{path} has no header: its first line must name the columns, but holds {names[0]!r}")
         twice = [name for name, count in Counter(names).items() if count > 1]
         if twice:
-            raise ValueError(f"{path} has two columns of the name {twice[0]!r}: rename one")
+            raise ValueError(f"{path} has two columns named {twice[0]!r}: rename one")
         for values in lines:
             if values and len(values) != len(names):
                 raise ValueError(
@@ -365,12 +368,12 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None, part: bool = False) -> Arrays:
+def _arrays_of_frame(frame: Any, origin: str, choice: Choice, first: int | None, part: bool = False) -> Arrays:
     """The columns of a frame.
 
     Args:
-        first: the line of the file that its first row is; None where rows have no lines.
-        part: whether there are further rows, in which a column that is empty here may not be.
+        first: line number of its first row in the file; None where rows have no lines.
+        part: whether there are further rows, in which a column that is empty here may have values.
     """
     frame = frame.set_axis([str(name) for name in frame.columns], axis=1)
     if not len(frame):
@@ -387,7 +390,9 @@ def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None, part: 
     if twice:
         raise ValueError(f"columns, given and label name {twice[0]!r} twice: leave one out")
     if not columns:
-        raise ValueError(f"no columns of {origin} are left for the data: it has {', '.join(frame.columns)}")
+        raise ValueError(
+            f"no columns of {origin} are left for x: it has {', '.join(frame.columns)}; name fewer as label and given"
+        )
 
     empty = [name for name in [*columns, *given] if not part and frame[name].isna().all()]
     if empty:
@@ -400,14 +405,14 @@ def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None, part: 
     if conditions is not None and np.isnan(conditions).any():
         row, column = np.argwhere(np.isnan(conditions))[0]
         raise ValueError(
-            f"{_line_of(origin, frame.index[row], first)}, column {given[column]!r} is empty, but it is given: fill it "
-            "in"
+            f"{_line_of(origin, frame.index[row], first)}, column {given[column]!r} is empty, but a given must not "
+            "miss values: fill it in"
         )
     kinds = None if choice.kinds is None else _kinds_of_columns(frame[[*columns]], choice, origin)
     x = (
         values(columns)
         if kinds is None
-        else np.stack([_of_kind(frame[name], name, kind, origin, first) for name, kind in kinds.items()], axis=1)
+        else np.stack([_column_of_kind(frame[name], name, kind, origin, first) for name, kind in kinds.items()], axis=1)
     )
     return Arrays(
         x=x,
@@ -420,7 +425,7 @@ def _of_frame(frame: Any, origin: str, choice: Choice, first: int | None, part: 
 
 
 def _kinds_of_columns(frame: Any, choice: Choice, origin: str) -> dict[str, Kind]:
-    """The kind of each column: what was asked for, or what its values look like; with its words or bounds."""
+    """The kind of each column, as requested or as guessed from its values, with its words or bounds."""
     choice.refuse("columns of mixed kinds", "levels")
     asked = {} if choice.kinds == "auto" else choice.kinds
     if not isinstance(asked, Mapping):
@@ -441,11 +446,11 @@ def _kind_of_column(series: Any, name: str, asked: Any, origin: str) -> Kind:
     if kind in WITH_WORDS:
         words = [str(word) for word in values] or _category_words(series)
         if len(set(words)) < len(words):
-            raise ValueError(f"kinds[{name!r}] must have words that differ, got {', '.join(words)}")
+            raise ValueError(f"kinds[{name!r}] must have different words, got {', '.join(words)}")
         if not 2 <= len(words) <= MOST_WORDS:
             raise ValueError(
-                f"column {name!r} of {origin} has {len(words)} different values, and a {kind} 2 to {MOST_WORDS}: leave "
-                "it out by columns (--columns), or choose another kind (--kinds)"
+                f"column {name!r} of {origin} has {len(words)} different values, but a {kind} has 2 to {MOST_WORDS}: "
+                "leave it out by columns (--columns), or choose another kind (--kinds)"
             )
         return kind, *words
     if kind == "integer" and not values:
@@ -456,21 +461,23 @@ def _kind_of_column(series: Any, name: str, asked: Any, origin: str) -> Kind:
         bounds = []
     if len(bounds) != wanted or len(values) != wanted:
         example = f"{name}={kind}:0:1" if wanted else f"{name}={kind}"
-        raise ValueError(f"kinds[{name!r}] is {kind}, which has {wanted or 'no'} bounds, got {values}: write {example}")
+        raise ValueError(
+            f"kinds[{name!r}] is {kind}, which takes {wanted or 'no'} bounds, got {values}: write {example}"
+        )
     if wanted and not -math.inf < bounds[0] < bounds[1] < math.inf:
         raise ValueError(f"kinds[{name!r}] must have finite bounds in ascending order, got {bounds}")
     return kind, *(int(bound) if kind == "integer" and bound == int(bound) else bound for bound in bounds)
 
 
 WITH_WORDS = ("category", "ordinal")
-"""Kinds of columns whose values are words, which x has as numbers."""
+"""Kinds of columns whose values are words; x holds their indices."""
 
 KINDS = {"real": 0, "positive": 0, "count": 0, "bounded": 2, "integer": 2, "category": 0, "ordinal": 0}
-"""Kinds of columns that a source can be read as, and how many bounds each has."""
+"""Number of bounds of each kind of column."""
 
 
 def _guess_kind(series: Any) -> str:
-    """Text and truth values are categories, whole numbers counts or integers, others reals."""
+    """The kind of a column by its values: category (text, booleans), count or integer (whole numbers), or real."""
     pandas = _optional_import("pandas")
     if not pandas.api.types.is_numeric_dtype(series) or pandas.api.types.is_bool_dtype(series):
         return "category"
@@ -495,8 +502,8 @@ def _category_words(series: Any) -> list[str]:
     ]
 
 
-def _of_kind(series: Any, name: str, kind: Kind, origin: str, first: int | None) -> np.ndarray:
-    """One column as doubles: the numbers of words; NaN where it is empty."""
+def _column_of_kind(series: Any, name: str, kind: Kind, origin: str, first: int | None) -> np.ndarray:
+    """One column as doubles: the indices of words; NaN where it is empty."""
     label, *values = kind
     if label in WITH_WORDS:
         codes = {word: code for code, word in enumerate(values)}
@@ -576,11 +583,11 @@ class _Folder:
         of_class = {name: each for name, each in of_class.items() if each}
         if files and of_class:
             raise ValueError(
-                f"{folder} holds both images and folders of images: keep one image folder per class, or none"
+                f"{folder} holds both images and folders of images: keep one folder of images per class, or no folders"
             )
         if not files and not of_class:
             raise ValueError(
-                f"{folder} holds no images: of the kinds {', '.join(IMAGES)}, in it or in one folder per class"
+                f"{folder} holds no images: put files ({', '.join(IMAGES)}) into it, or into one folder per class"
             )
         if not of_class:
             return cls(files, (), None)
@@ -588,12 +595,12 @@ class _Folder:
         return cls([*itertools.chain.from_iterable(of_class.values())], tuple(of_class), label)
 
 
-def _of_folder(folder: _Folder, choice: Choice) -> Arrays:
+def _arrays_of_folder(folder: _Folder, choice: Choice) -> Arrays:
     return _quantized_images(pictures(folder.files, choice), folder.label, choice)
 
 
 def _quantized_images(x: np.ndarray, label: np.ndarray | None, choice: Choice) -> Arrays:
-    """Images of bytes, rounded down to the levels that were chosen."""
+    """Images of bytes, rounded down to the chosen number of levels."""
     levels = 256 if choice.levels is None else choice.levels
     if levels > 256:
         raise ValueError(f"levels (--levels) is {levels}, but images of bytes have 256: choose no more")
@@ -621,8 +628,8 @@ def _check_sizes(files: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> Non
     if other is not None:
         (width, height), (w, h) = sizes[0], sizes[other]
         raise ValueError(
-            f"{files[0]} is of {width} x {height} pixels, but {files[other]} of {w} x {h}: pass size (--size) to "
-            "crop and scale all to one"
+            f"{files[0]} has {width} x {height} pixels, but {files[other]} has {w} x {h}: pass size (--size) to crop "
+            "and scale all images to one size"
         )
 
 
@@ -631,7 +638,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _read_picture(file: Path) -> tuple[Any, str]:
-    """An image of bytes, and whether it is gray ("L") or of color ("RGB")."""
+    """An image of bytes, and its mode: gray ("L") or color ("RGB")."""
     with _open_picture(file) as image:
         image.load()
         kind = _kind_of(image)
@@ -640,7 +647,7 @@ def _read_picture(file: Path) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _open_picture(file: Path) -> Iterator[Any]:
-    """An image whose header was read. Whatever a damaged file raises is one error, which names it."""
+    """Open an image and read its header. All errors from a damaged file become one that names it."""
     images = _optional_import("PIL.Image")
     try:
         with warnings.catch_warnings(), images.open(file) as image:
@@ -651,7 +658,7 @@ def _open_picture(file: Path) -> Iterator[Any]:
 
 
 def _kind_of(image: Any) -> str:
-    """Whether an image is gray ("L") or of color ("RGB")."""
+    """The mode of an image: gray ("L") or color ("RGB")."""
     mode = image.mode
     if mode in ("I", "F") or mode.startswith("I;16"):
         raise ValueError(f"it has pixels of mode {mode}, not bytes")
@@ -665,7 +672,8 @@ def _pixels(picture: Any, gray: bool, choice: Choice) -> np.ndarray:
         left, top = ((side - choice.crop) // 2 for side in picture.size)
         if min(left, top) < 0:
             raise ValueError(
-                f"crop is {choice.crop}, but there is an image of {picture.size[0]} x {picture.size[1]} pixels"
+                f"crop is {choice.crop}, but an image has {picture.size[0]} x {picture.size[1]} pixels: pass a smaller "
+                "crop (--crop)"
             )
         picture = picture.crop((left, top, left + choice.crop, top + choice.crop))
     if size is not None:
@@ -676,7 +684,7 @@ def _pixels(picture: Any, gray: bool, choice: Choice) -> np.ndarray:
 
 
 def png(image: np.ndarray, levels: int) -> bytes:
-    """An image ``(C, H, W)`` of so many levels as a file."""
+    """The PNG file of an image ``(C, H, W)`` of integers 0 .. levels - 1."""
     file = io.BytesIO()
     pixels = (image.astype(np.int64) * 255 // (levels - 1)).astype(np.uint8)
     pixels = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2)
@@ -687,13 +695,13 @@ def png(image: np.ndarray, levels: int) -> bytes:
 # -- datasets ----------------------------------------------------------------------------------------------------------
 
 
-def _of_hugging_face(source: Any, choice: Choice) -> Arrays:
+def _arrays_of_hugging_face(source: Any, choice: Choice) -> Arrays:
     features = getattr(source, "features", None) or {}
     names = list(source.column_names)
     image = next((name for name in names if hasattr(source[0][name], "convert")), None)
     names_of = {name: getattr(features.get(name), "names", None) for name in names}
     if image is None:
-        found = _of_frame(source.to_pandas(), "the dataset", choice, first=None)
+        found = _arrays_of_frame(source.to_pandas(), "the dataset", choice, first=None)
         classes = names_of.get(choice.label)
     else:
         choice.refuse("a dataset of images", "given", "columns", "kinds")
@@ -705,15 +713,15 @@ def _of_hugging_face(source: Any, choice: Choice) -> Arrays:
     return replace(found, classes=None if classes is None else tuple(classes))
 
 
-def _of_dataset(source: Any, choice: Choice) -> Arrays:
-    """A map-style `torch.utils.data.Dataset`, of x or of pairs of x and a label; torchvision's are such."""
+def _arrays_of_dataset(source: Any, choice: Choice) -> Arrays:
+    """A map-style `torch.utils.data.Dataset` of x or of pairs of x and a label, such as torchvision's."""
     choice.refuse(*OF_DATASETS)
     if not len(source):
         raise ValueError("source is empty: its length is 0")
-    return _of_items([source[i] for i in range(len(source))], _classes_of(source))
+    return _arrays_of_items([source[i] for i in range(len(source))], _classes_of(source))
 
 
-OF_DATASETS = ("a torch Dataset, which says itself what its label is", "label", "given", "columns", "kinds")
+OF_DATASETS = ("a torch Dataset, whose items have their labels", "label", "given", "columns", "kinds")
 """A kind of source, and the options that it refuses."""
 
 
@@ -727,7 +735,7 @@ def _is_dataset(source: Any) -> bool:
 
 
 def _size_of(dataset: Any) -> int:
-    """Bytes of all data, if they are like the first."""
+    """Bytes of all data, if every datum has the size of the first."""
     return len(dataset) * _stack_rows([_x_and_label(dataset[0])[0]]).nbytes if len(dataset) else 0
 
 
@@ -743,7 +751,7 @@ def _x_and_label(item: Any) -> tuple[Any, Any]:
     return item[0], item[1] if len(item) > 1 else None
 
 
-def _of_items(items: Sequence[Any], classes: tuple[str, ...] | None) -> Arrays:
+def _arrays_of_items(items: Sequence[Any], classes: tuple[str, ...] | None) -> Arrays:
     x, labels = zip(*map(_x_and_label, items), strict=True)
     label = None if labels[0] is None else np.array([int(each) for each in labels])
     return Arrays(_images_first(_stack_rows(x)), label=label, classes=classes)
@@ -751,29 +759,31 @@ def _of_items(items: Sequence[Any], classes: tuple[str, ...] | None) -> Arrays:
 
 def _stack_rows(rows: Sequence[Any]) -> np.ndarray:
     arrays = [np.asarray(row) for row in rows]
-    if hasattr(rows[0], "convert"):  # Pillow's images have their channels last, however many rows there are
+    if hasattr(rows[0], "convert"):  # Pillow's images have their channels last, whatever their shape suggests
         arrays = [array if array.ndim == 2 else np.moveaxis(array, 2, 0) for array in arrays]
     other = next((i for i, array in enumerate(arrays) if array.shape != arrays[0].shape), None)
     if other is not None:
         raise ValueError(
-            f"datum 0 of source has shape {arrays[0].shape}, but datum {other} has {arrays[other].shape}: bring all to "
-            "one shape"
+            f"datum 0 of source has shape {arrays[0].shape}, but datum {other} has {arrays[other].shape}: transform "
+            "all to one shape"
         )
     return _checked_numbers(np.stack(arrays), "source")
 
 
-# -- what is read by rows ----------------------------------------------------------------------------------------------
+# -- sources that are read by rows -------------------------------------------------------------------------------------
 
 
 class _Rows:
-    """The rows of an array that begins at ``offset`` of a file; an index is rows, which ascend.
+    """The rows of an array that begins at ``offset`` of a file, indexed by ascending positions.
 
-    They are read into memory of their own: pages of a map would count as this process's memory.
+    They are read into new memory: the pages of a memory map would count as this process's memory.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], in_columns: bool, dtype: np.dtype, offset: int):
         if in_columns:
-            raise ValueError(f"{path} is in Fortran order, and its rows lie apart: save numpy.ascontiguousarray of it")
+            raise ValueError(
+                f"{path} is in Fortran order, so its rows are not contiguous: save numpy.ascontiguousarray of it"
+            )
         self.path, self.shape, self.dtype, self.offset = path, shape, dtype, offset
         self.bytes = dtype.itemsize * math.prod(shape[1:])
 
@@ -790,25 +800,25 @@ class _Rows:
                 span = x[start:stop] if whole else np.empty((last - first + 1, *self.shape[1:]), self.dtype)
                 file.seek(self.offset + int(first) * self.bytes)
                 if file.readinto(span.reshape(-1).view(np.uint8).data) < span.nbytes:
-                    raise ValueError(f"{self.path} ends before its row {last}: it was cut while it was read")
+                    raise ValueError(f"{self.path} ends before its row {last}: it was truncated during reading")
                 if not whole:
                     x[start:stop] = span[rows[start:stop] - first]
         return x
 
     def values(self) -> np.ndarray:
-        """Every value that there is, once.
+        """The distinct values.
 
         Raises:
-            ValueError: rows have more than one.
+            ValueError: rows have more than one value.
         """
         if len(self.shape) != 1:
-            raise ValueError(f"the labels in {self.path} have shape {self.shape}: write one for each row")
+            raise ValueError(f"the labels in {self.path} have shape {self.shape}: write one label per row")
         parts = [np.arange(start, min(start + CHUNK, len(self))) for start in range(0, len(self), CHUNK)]
         return np.unique(np.concatenate([np.unique(self[rows]) for rows in parts]))
 
 
 def npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether it is in Fortran order, and dtype of an array, from the start of its .npy file."""
+    """Shape, Fortran order and dtype of an array, from the header of its .npy file."""
     version = np.lib.format.read_magic(file)
     header: Any = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     found: tuple[tuple[int, ...], bool, np.dtype] = header[version](file)
@@ -816,7 +826,7 @@ def npy_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _array_of_npz(path: Path, name: str) -> _Rows | None:
-    """An array of an .npz file; None where it is compressed, and has no rows to go to."""
+    """An array of an .npz file; None where it is compressed, so that its rows cannot be read one by one."""
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         info = archive.getinfo(f"{name}.npy")
         if info.compress_type != zipfile.ZIP_STORED:
@@ -827,8 +837,8 @@ def _array_of_npz(path: Path, name: str) -> _Rows | None:
         return _Rows(path, *header, file.tell())
 
 
-def _of_rows(path: Path, choice: Choice, may_be_whole: bool) -> Stored | None:
-    """A file to be read by rows; None for a compressed one, if that may be read as a whole."""
+def _stored_file(path: Path, choice: Choice, may_be_whole: bool) -> Stored | None:
+    """A file that is read by rows; None for a compressed one, if it may be read as a whole."""
     if path.suffix == ".parquet":
         return StoredTable(path, choice)
     choice.refuse(f"a {path.suffix} file", "columns")
@@ -842,19 +852,19 @@ def _of_rows(path: Path, choice: Choice, may_be_whole: bool) -> Stored | None:
     with _one_error_for_npz(path):
         with zipfile.ZipFile(path) as archive:
             names = [each.removesuffix(".npy") for each in archive.namelist()]
-        parts = {role: _array_of_npz(path, name) for role, name in _names_in(names, choice).items()}
+        parts = {role: _array_of_npz(path, name) for role, name in _array_names(names, choice).items()}
     found: dict[str, _Rows] = {role: rows for role, rows in parts.items() if rows is not None}
     if len(found) == len(parts):
         return StoredArray(**found)
     if may_be_whole:
         return None
     raise ValueError(
-        f"{path} is compressed, and cannot be read by rows: write it by numpy.savez, or leave in_memory out"
+        f"{path} is compressed, so it cannot be read by rows: write it by numpy.savez, or leave in_memory out"
     )
 
 
 class StoredArray(Stored):
-    """Rows of an array, of its labels and of what is given, of a .npy file or an uncompressed .npz file."""
+    """Rows of an array in a .npy or an uncompressed .npz file, with those of its labels and its given."""
 
     blocks = True
 
@@ -863,7 +873,7 @@ class StoredArray(Stored):
         _checked_numbers(x[np.arange(min(1, len(x)))], str(x.path))
         for role, part in {"label": label, "given": given}.items():
             if part is not None and len(part) != len(x):
-                raise ValueError(f"{role} has {len(part)} rows, but {x.path} has {len(x)}: pass one for each")
+                raise ValueError(f"{role} has {len(part)} rows, but {x.path} has {len(x)}: pass one per row")
         self.label_values = label.values() if isinstance(label, _Rows) else label
 
     def __len__(self) -> int:
@@ -914,11 +924,11 @@ class StoredTable(Stored):
             for i in np.unique(groups)
         ]
         frame = _optional_import("pandas").concat(frames).set_axis(rows)
-        return _of_frame(frame, str(self.path), self.choice, first=None, part=True)
+        return _arrays_of_frame(frame, str(self.path), self.choice, first=None, part=True)
 
 
 class StoredDataset(Stored):
-    """A map-style `torch.utils.data.Dataset`; its items come from so many worker processes."""
+    """A map-style `torch.utils.data.Dataset`, read by ``num_workers`` processes."""
 
     def __init__(self, dataset: Any, num_workers: int):
         if not len(dataset):
@@ -929,7 +939,7 @@ class StoredDataset(Stored):
         return len(self.dataset)
 
     def read(self, rows: np.ndarray) -> Arrays:
-        return _of_items([self.dataset[int(row)] for row in rows], self.classes)
+        return _arrays_of_items([self.dataset[int(row)] for row in rows], self.classes)
 
     def ahead(
         self,
@@ -939,13 +949,13 @@ class StoredDataset(Stored):
     ) -> Iterator[Made]:
         if self.num_workers:
             return super().ahead(parts, make, random)
-        return (make(rows, self.read(rows)) for rows in parts)  # in this thread: the dataset may not know of others
+        return (make(rows, self.read(rows)) for rows in parts)  # in this thread: a dataset need not be thread-safe
 
 
 class StoredImages(Stored):
     """A folder of images, whose files are decoded when their rows are read.
 
-    Where the size or the number of channels is not chosen, it is read from the headers of all files.
+    A size or number of channels that is not chosen is read from the headers of all files.
     """
 
     def __init__(self, folder: _Folder, choice: Choice, num_workers: int):
@@ -963,7 +973,7 @@ class StoredImages(Stored):
         if choice.size is None and choice.crop is None:
             _check_sizes(self.files, sizes)
         self.choice = replace(choice, gray=gray)
-        self.shape = _first_of(folder, self.choice).shape
+        self.shape = _first_image(folder, self.choice).shape
 
     def __len__(self) -> int:
         return len(self.files)
@@ -972,16 +982,16 @@ class StoredImages(Stored):
         files = [self.files[row] for row in rows]
         x = pictures(files, self.choice)
         if x.shape[1:] != self.shape:
-            raise ValueError(f"{files[0]} is not of the size that it had when its folder was opened: open it again")
+            raise ValueError(f"{files[0]} has another size than when its folder was opened: open the folder again")
         return _quantized_images(x, None if self.label is None else self.label[rows], self.choice)
 
 
-def _first_of(folder: _Folder, choice: Choice) -> np.ndarray:
+def _first_image(folder: _Folder, choice: Choice) -> np.ndarray:
     return pictures(folder.files[:1], choice)[0]  # type: ignore[no-any-return]
 
 
 class _RowParts:
-    """What a worker reads: an index is the rows of a part."""
+    """The dataset that a worker reads: its items are the parts, indexed by their rows."""
 
     def __init__(self, source: Stored, make: Callable[[np.ndarray, Arrays], Any]):
         self.source, self.make = source, make
@@ -991,14 +1001,14 @@ class _RowParts:
 
 
 class StoredStream(Stored):
-    """An `IterableDataset` that has a length, read from its start in each epoch."""
+    """An `IterableDataset` with a length, read from its start in each epoch."""
 
     ordered = True
 
     def __init__(self, stream: Any, num_workers: int):
         if not hasattr(stream, "__len__"):
-            raise TypeError(f"source is a {type(stream).__name__} without a length: give it a __len__, the data of one "
-                            "epoch")  # fmt: skip
+            raise TypeError(f"source is a {type(stream).__name__} without a length: give it a __len__, the number of "
+                            "data in an epoch")  # fmt: skip
         self.stream, self.num_workers, self.classes = stream, num_workers, _classes_of(stream)
 
     def __len__(self) -> int:
@@ -1022,12 +1032,14 @@ class StoredStream(Stored):
                 taken.extend(itertools.islice(items, int(row) - place, int(row) - place + 1))
                 place = int(row) + 1
             if len(taken) < len(rows):
-                raise ValueError(f"source ended before its datum {rows[-1]}, but its length is {len(self)}")
-            yield make(rows, _of_items(taken, self.classes))
+                raise ValueError(
+                    f"source ended before its datum {rows[-1]}, but its length is {len(self)}: correct its __len__"
+                )
+            yield make(rows, _arrays_of_items(taken, self.classes))
 
 
 def _loader(dataset: Any, num_workers: int, random: torch.Generator | None, **options: Any) -> Any:
-    """A DataLoader that leaves the global random state as it is."""
+    """A DataLoader that does not change the global random state."""
     random = random or torch.Generator()
     return DataLoader(dataset, num_workers=num_workers, collate_fn=_identity, generator=random, **options)
 

@@ -117,7 +117,7 @@ def test_labels_reach_every_encoder_that_can_read_them():
     ("swaps", "message"),
     [
         ({"encoder": "ladder"}, "'ladder' is for a hierarchy, but the prior is Normal: use prior='vae'"),
-        ({"likelihood": "normal"}, "of reals or counts, but random has 2 levels"),
+        ({"likelihood": "normal"}, "for reals or counts, but random has 2 levels"),
         ({"encoder": "gaussian"}, "encoder must be a Program or one of meanfield, .*ladder.*, got 'gaussian'"),
         ({"likelihood": "made"}, "likelihood must be a Program or one of independent, .*, got 'made'"),
     ],
@@ -236,11 +236,11 @@ def test_encoders_read_x_and_what_is_given(encoder):
 
 def test_what_is_given_does_not_go_with_everything():
     x, c, y = torch.randn(20, 3), torch.randn(20, 2), torch.arange(20) % 2
-    with pytest.raises(ValueError, match="a flow as encoder reads a standardized x and a label, nothing else"):
+    with pytest.raises(ValueError, match="a flow as the encoder can read only a standardized x and a label"):
         build("vae", dgm.Data(x, given=c), encoder="iaf")
     with pytest.raises(ValueError, match="neither the prior nor the likelihood reads the given"):
         build("vae", dgm.Data(x, given=c), likelihood="ar")
-    with pytest.raises(ValueError, match="has a given beside its labels"):
+    with pytest.raises(ValueError, match="has both labels and a given"):
         build("maf", dgm.Data(x, y, given=c), labeled=True)
 
 
@@ -300,8 +300,8 @@ def test_images_have_a_grid_of_codes():
         ("made", large(), {"grid": (4, 4)}, "'made' takes no grid"),
         ("vq-vae", large(), {"prior": "codes"}, "'vq-vae' takes no prior: it is a part of 'vae'$"),
         ("vq-vae", large(), {"grid": (5, 5)}, r"\(8, 8\), \(4, 4\), .*got \(5, 5\) for 16x16 pixels"),
-        ("vq-vae", large(size=17), {}, "of even sides.* for 17x17 pixels"),
-        ("vq-vae", dgm.Data(torch.randn(9, 3)), {}, "vq-vae needs images .*: use 'vae' with prior='codes'"),
+        ("vq-vae", large(size=17), {}, "so they must be even.* for 17x17 pixels"),
+        ("vq-vae", dgm.Data(torch.randn(9, 3)), {}, ".vq-vae. needs images .*: use 'vae' with prior='codes'"),
         ("vq-vae", large(), {"num_codes": 0}, "num_codes must be"),
         ("vq-vae", large(), {"decay": 2}, "decay must be"),
     ],

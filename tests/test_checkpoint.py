@@ -384,17 +384,17 @@ UNSAVABLE = {
     "a part exchanged": (
         lambda: changed(lambda p: setattr(p, "encoder", Ring([1, 2]))),
         CheckpointError,
-        r"VAE was changed after it was built: encoder is Ring, and was built as Normal",
+        r"VAE was changed after it was built: encoder is Ring, but was built as Normal",
     ),
     "a part added": (
         lambda: changed(lambda p: setattr(p, "critic", nn.Linear(1, 1))),
         CheckpointError,
-        "critic is Linear, and was built as missing",
+        "critic is Linear, but was built as missing",
     ),
     "a layer made wider": (
         lambda: changed(lambda p: setattr(p.prior.prior, "parameter", torch.zeros(2, 7))),
         CheckpointError,
-        r"prior.prior.parameter is \(2, 7\), and was built as \(2, 1\)",
+        r"prior.prior.parameter is \(2, 7\), but was built as \(2, 1\)",
     ),
     "parameters tied": (
         lambda: changed(lambda p: setattr(p.likelihood.network.rest[0], "bias", p.encoder.network.rest[0].bias)),

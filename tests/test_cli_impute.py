@@ -82,7 +82,7 @@ def test_points_have_a_left_and_a_right(trained, tmp_path):
         ("made", ("--num-data", "0"), "num_data must be a positive integer"),
         ("made", ("--out", "half.jpg"), "--out must end in .png"),
         ("realnvp", ("--region", "top"), "'top' needs images, but x has event_shape (2,)"),
-        ("classifier", (), "has no x to impute"),
+        ("classifier", (), "has no p(x) to impute by"),
         ("nothing", (), "holds no run"),
     ],
 )

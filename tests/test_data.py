@@ -118,7 +118,7 @@ def test_which_labels_are_kept_is_drawn_uniformly():
     ("data", "num_labels", "words"),
     [
         (Data(torch.zeros(3, 1)), 1, "has no labels to keep"),
-        (Data(torch.zeros(3, 1), torch.tensor([0, 1, 1])), 3, "3 labels are 2 of class 0, but data has 1 of it"),
+        (Data(torch.zeros(3, 1), torch.tensor([0, 1, 1])), 3, "keeps 2 labels of class 0, but data has 1"),
         (Data(torch.zeros(3, 1), torch.tensor([0, 1, 1])), 0, "must be a positive integer, got 0"),
         (Data(torch.zeros(3, 1), torch.tensor([0, 1, 1])), True, "must be a positive integer, got True"),
     ],
@@ -482,8 +482,8 @@ def flip(path):
 
 
 BAD_IDX = {
-    "truncated gzip": (cut, r"truncated or no gzip file.*copy it again"),
-    "no gzip": (lambda path: path.write_bytes(b"<html>not found</html>"), "truncated or no gzip file"),
+    "truncated gzip": (cut, r"truncated or is no gzip file.*copy it again"),
+    "no gzip": (lambda path: path.write_bytes(b"<html>not found</html>"), "truncated or is no gzip file"),
     "empty gzip": (lambda path: path.write_bytes(gzip.compress(b"")), "magic number of a 3-dimensional.* is 00000803"),
     "labels for images": (
         lambda path: path.write_bytes(gzip.compress(idx(np.zeros(5, np.uint8)))),
@@ -516,9 +516,9 @@ def save_one(path):
 
 
 BAD_NPZ = {
-    "truncated": (cut, "truncated or no npz file"),
-    "empty": (lambda path: path.write_bytes(b""), "truncated or no npz file"),
-    "text": (lambda path: path.write_text("0 1 1 0"), "truncated or no npz file"),
+    "truncated": (cut, "truncated or is no npz file"),
+    "empty": (lambda path: path.write_bytes(b""), "truncated or is no npz file"),
+    "text": (lambda path: path.write_text("0 1 1 0"), "truncated or is no npz file"),
     "another array": (
         lambda path: np.savez(path, bits=np.zeros((6, 2), np.uint8)),
         "no npz file with an array 'packed'",

@@ -170,7 +170,7 @@ def test_a_sum_over_labels_is_a_bound_however_few_the_draws(draws):
 def test_particles_are_refused_where_they_would_weigh_another_looser_model(name):
     program = next(case for case in CASES if case.startswith(name))
     program = CASES[program].build()
-    with pytest.raises(ValueError, match=r"a chain of \d+ steps.*program.unroll"):
+    with pytest.raises(ValueError, match=r"a chain, here of \d+ steps.*program.unroll"):
         dgm.evaluate(program, torch.zeros(3, *program.event_shape), num_particles=4)
     assert dgm.evaluate(program.unroll(), torch.zeros(3, *program.event_shape), num_particles=4).kind == "iwae-4"
 
@@ -495,7 +495,7 @@ def test_a_conditional_program_needs_the_labels():
         dgm.evaluate(program, torch.zeros(3, 2))
     with pytest.raises(ValueError, match=r"conditional: pass Data\(x, y\), one integer label"):
         dgm.evaluate(program, dgm.Data(torch.zeros(3, 2)))
-    with pytest.raises(ValueError, match="labels from 0 to 7, but the program knows 3 classes"):
+    with pytest.raises(ValueError, match="labels from 0 to 7, but the program has 3 classes"):
         dgm.evaluate(program, dgm.Data(torch.zeros(2, 2), torch.tensor([0, 7])))
 
 

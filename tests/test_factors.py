@@ -264,7 +264,9 @@ def test_an_autoguide_and_the_store_stay_as_they_are():
         pyro.sample("b", dist.Normal(0.0, 1.0))
 
     guide = AutoNormal(model)
-    with pytest.raises(ValueError, match="this AutoNormal makes its parameters in its first call: call it once"):
+    with pytest.raises(
+        ValueError, match="the guide of source, AutoNormal, makes its parameters in its first call: call it once"
+    ):
         dgm.formula((model, guide))
     guide()
     assert str(dgm.formula((model, guide))).splitlines()[2] == "  guide  q(b_unconstrained) [b = f(b_unconstrained)]"

@@ -119,7 +119,7 @@ MISFITS = {
     ),
     "given of another shape": (CONDITIONAL, dgm.Data(X, given=torch.zeros(6, 2)), "the program's given_shape is"),
     "missing features": (
-        dgm.flow.maf(1, layers=1), dgm.Data(X, mask=Y[:, None] > 0), "misses features, and those of this Flow depend",
+        dgm.flow.maf(1, layers=1), dgm.Data(X, mask=Y[:, None] > 0), "this Flow cannot leave the missing ones out",
     ),
 }  # fmt: skip
 
@@ -134,9 +134,9 @@ def test_data_that_a_program_cannot_read_are_refused_by_name(case, take):
 
 def test_scores_and_classifiers_refuse_missing_features():
     data = MISFITS["missing features"][1]
-    with pytest.raises(ValueError, match=r"a score takes whole data.*--normal"):
+    with pytest.raises(ValueError, match=r"a score takes only complete rows.*--normal"):
         anomaly.Detector(PLAIN).calibrate(data)
-    with pytest.raises(ValueError, match="a Bayesian takes whole data"):
+    with pytest.raises(ValueError, match="a Bayesian takes only complete rows"):
         dgm.classification.Bayesian(nn.Linear(1, 3), dgm.Data(X, Y, mask=data.mask))
 
 

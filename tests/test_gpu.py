@@ -171,5 +171,5 @@ def test_neither_random_state_is_touched():
 
 def test_a_program_on_another_device_than_its_data_says_so():
     program = CASES["normal-learned"].build(device=DEVICE, dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"x is on cpu, but the program on cuda:0: use x.to\('cuda:0'\)"):
+    with pytest.raises(ValueError, match=r"x is on cpu, but the program is on cuda:0: use x.to\('cuda:0'\)"):
         program.log_prob(torch.zeros(3, 2))

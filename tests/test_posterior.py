@@ -188,8 +188,8 @@ def test_what_is_no_model_is_refused_with_the_remedy():
     guide = pyro.infer.autoguide.AutoNormal(eight_schools)
     for wrong, message in [
         ((eight_schools, guide), r"dgm.Posterior\(model, \*args\)"),
-        (guide, "pass the model that it was made of"),
-        (dgm.Normal(2), "takes as it is"),
+        (guide, "pass its model"),
+        (dgm.Normal(2), "pass it to dgm.infer itself"),
         (dist.Normal(0.0, 1.0), "distribution"),
         (3, "callable"),
     ]:

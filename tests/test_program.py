@@ -604,7 +604,7 @@ def test_counts_are_a_mass_and_taken_as_integers(make):
     other = dgm.evaluate(dgm.Categorical(2, 5), x)
     assert math.isfinite(evidence.minus(dgm.evaluate(program, dgm.Data(x, levels=17))).nats)
     assert other.measure == evidence.measure
-    with pytest.raises(ValueError, match="the base must be a Conditional with a density on reals"):
+    with pytest.raises(ValueError, match="base must be a Conditional with a density on reals"):
         dgm.Flow(2, [], base=program)
 
 
@@ -691,7 +691,7 @@ def test_what_takes_gradients_switches_them_on(name):
             found.append(GRADIENTS[name]())
             assert torch.is_grad_enabled() == (mode is contextlib.nullcontext)
     torch.testing.assert_close(*found)
-    refused = pytest.raises(RuntimeError, match=r"takes gradients, which torch.inference_mode\(\) rules out")
+    refused = pytest.raises(RuntimeError, match=r"takes gradients, .*under torch.inference_mode\(\) can have")
     with refused, torch.inference_mode():
         GRADIENTS[name]()
 
@@ -756,12 +756,12 @@ def test_a_view_in_a_second_thread_is_refused_while_the_first_is_under_way():
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(call).result()
 
-    with alone(), pytest.raises(RuntimeError, match=r"another thread runs Pyro statements.*from one thread"):
+    with alone(), pytest.raises(RuntimeError, match=r"another thread is running Pyro statements.*in one thread"):
         elsewhere(lambda: program.model(x))
     with poutine.trace():
         program.model(x)
         for call in (lambda: program.model(x), lambda: program.sample(3)):
-            with pytest.raises(RuntimeError, match="another thread runs Pyro statements"):
+            with pytest.raises(RuntimeError, match="another thread is running Pyro statements"):
                 elsewhere(call)
     elsewhere(lambda: program.model(x))
 

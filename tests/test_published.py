@@ -73,13 +73,13 @@ def test_what_a_batch_of_cifar_names_is_not_called(tmp_path):
     whole, objects = path.read_bytes(), np.array([Trap()], dtype=object)
     hostile = {
         "names _pytest.outcomes": pickle.dumps({b"data": Trap(), b"labels": [1]}),
-        "its images are no bytes": pickle.dumps({b"data": np.zeros((1, 3072)), b"labels": [1]}, protocol=2),
+        "its images are not bytes": pickle.dumps({b"data": np.zeros((1, 3072)), b"labels": [1]}, protocol=2),
         "names": pickle.dumps({b"data": objects, b"labels": [1]}, protocol=2),
         "images of shape": pickle.dumps({b"data": np.zeros((1, 7), np.uint8), b"labels": [1]}, protocol=2),
         "2 labels": pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [1, 2]}, protocol=2),
         "Ran out of input": b"",
         "truncated": whole[:-100],
-        "protocol 5, where published batches have protocol 2.*read up to protocol 4": pickle.dumps(
+        "protocol 5, but published batches have protocol 2.*up to 4 are read": pickle.dumps(
             {b"data": np.zeros((1, 3072), np.uint8), b"labels": [1]}, protocol=5
         ),
         "builtins.eval": b"cbuiltins\neval\n(V1\ntR.",
@@ -178,5 +178,5 @@ def test_a_folder_of_ones_own_is_cropped_around_the_center(tmp_path):
         assert x[:, 0].unique().tolist() == [200]
     assert dgm.data.open(tmp_path / "mine", crop=150).event_shape == (3, 150, 150)
     assert 90 in dgm.data.open(tmp_path / "mine", crop=150).x[:, 0].unique()
-    with pytest.raises(ValueError, match="crop is 200, but there is an image of 178 x 218 pixels"):
+    with pytest.raises(ValueError, match="crop is 200, but an image has 178 x 218 pixels"):
         dgm.data.open(tmp_path / "mine", crop=200, size=32)

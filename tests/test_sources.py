@@ -196,7 +196,7 @@ BAD_KINDS = {
     "no such kind": ({"age": "amount"}, r"kinds\['age'\] must be one of real, positive.*got 'amount'"),
     "no bounds": (
         {"share": "bounded"},
-        r"kinds\['share'\] is bounded, which has 2 bounds, got \[\]: write share=bounded:0:1",
+        r"kinds\['share'\] is bounded, which takes 2 bounds, got \[\]: write share=bounded:0:1",
     ),
     "beyond a bound": (
         {"share": ("bounded", 0, 0.5)},
@@ -210,7 +210,7 @@ BAD_KINDS = {
     ),
     "a word given twice": (
         {"job": ("category", "cook", "nurse", "cook")},
-        r"kinds\['job'\] must have words that differ",
+        r"kinds\['job'\] must have different words",
     ),
     "bounds in no order": (
         {"share": ("bounded", 1, 0)},
@@ -232,7 +232,7 @@ def test_a_column_of_another_kind_is_named(case):
 def test_names_are_no_category():
     names = pandas.DataFrame({"name": [f"n{i}" for i in range(300)]})
     with pytest.raises(
-        ValueError, match=r"column 'name' of the frame has 300 different values, and a category 2 to 256"
+        ValueError, match=r"column 'name' of the frame has 300 different values, but a category has 2 to 256"
     ):
         dgm.data.open(names, kinds="auto")
 
@@ -245,7 +245,7 @@ BAD_TABLES = {
     "empty": ("", r"t\.csv is empty: its first line must name the columns"),
     "no rows": ("a,b\n", r"t\.csv holds no rows"),
     "no header": ("1,2\n3,4\n", r"t\.csv has no header.*holds '1'"),
-    "two of a name": ("a,a\n1,2\n", r"t\.csv has two columns of the name 'a'"),
+    "two of a name": ("a,a\n1,2\n", r"t\.csv has two columns named 'a'"),
     "an empty column": ("a,b\n1,\n2,\n", r"column 'b' of .*t\.csv is empty"),
     "no text": (b"\xff\xfe\x00a,b", r"t\.csv cannot be read as a table"),
 }
@@ -262,13 +262,13 @@ BAD_CHOICES = {
     "no such column": (FRAME, {"label": "z"}, "label names 'z', but the frame has the columns a, b, c, t"),
     "taken twice": (FRAME, {"label": "c", "given": "c"}, "columns, given and label name 'c' twice"),
     "nothing left": (FRAME[["b"]], {"given": "b"}, "no columns of the frame are left"),
-    "empty given": (FRAME, {"given": "a", "columns": ["b"]}, "row 1, column 'a' is empty, but it is given"),
+    "empty given": (FRAME, {"given": "a", "columns": ["b"]}, "row 1, column 'a' is empty, but a given must not miss"),
     "text": (FRAME, {}, "row 0, column 'c' holds 'u', which is not a number"),
     "foreign label": (FRAME, {"label": "c", "columns": "b", "classes": ("u",)}, "row 1 has the label 'v', which is"),
     "a class given twice": (
         FRAME,
         {"label": "c", "columns": "b", "classes": ("u", "v", "u")},
-        "classes must be names that",
+        "classes must be different names",
     ),
     "infinite label": (np.zeros((2, 1)), {"label": [0.0, np.inf]}, "label holds an infinite value"),
     "no label": (np.zeros((2, 1)), {"label": [np.nan, np.nan]}, "label is missing in every row"),
@@ -313,7 +313,7 @@ def test_bad_files_are_named(tmp_path):
     written(tmp_path / "plant.csv", "a")
     with pytest.raises(FileNotFoundError, match=r"no file or folder .*plnt\.csv \(did you mean 'plant\.csv'\?\)"):
         dgm.data.open(tmp_path / "plnt.csv")
-    with pytest.raises(ValueError, match=r"x\.txt is of no known kind: pass a file that ends in \.npy"):
+    with pytest.raises(ValueError, match=r"x\.txt has an unknown kind: pass a file that ends in \.npy"):
         dgm.data.open(written(tmp_path / "x.txt", "1"))
     for name in ("x.npy", "x.npz", "x.parquet"):
         with pytest.raises(ValueError, match=name):
@@ -330,7 +330,7 @@ def test_bad_files_are_named(tmp_path):
 def test_bad_images_are_named(tmp_path):
     folder_of_images(tmp_path)
     Image.fromarray(np.zeros((5, 6, 3), dtype=np.uint8)).save(tmp_path / "dog/2.png")
-    with pytest.raises(ValueError, match=r"cat/1\.png is of 6 x 4 pixels, but .*dog/2\.png of 6 x 5: pass size"):
+    with pytest.raises(ValueError, match=r"cat/1\.png has 6 x 4 pixels, but .*dog/2\.png has 6 x 5: pass size"):
         dgm.data.open(tmp_path)
     with pytest.raises(ValueError, match=r"levels \(--levels\) is 257, but images of bytes have 256"):
         dgm.data.open(tmp_path, size=4, levels=257)

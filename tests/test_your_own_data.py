@@ -119,7 +119,7 @@ def test_a_run_remembers_its_file_and_notices_another(page, tmp_path, capfd):
     before = (page / "plant.csv").read_text()
     try:
         (page / "plant.csv").write_text(before.replace("\n", "\n1,2,3,winter\n", 1))
-        assert "plant.csv is not what the run was trained on" in refused(capfd, "evaluate", page / "plant")
+        assert "plant.csv have changed since the run was trained" in refused(capfd, "evaluate", page / "plant")
         ok("evaluate", page / "plant", "--data", page / "today.csv", "--json")
         assert json.loads(capfd.readouterr().out)["num_data"] == 30
     finally:

@@ -1,4 +1,4 @@
-"""Preflight: what is wrong with a model and a guide, before an hour of training shows it."""
+"""Preflight checks of a model and a guide, before training."""
 
 from dgm_pyro.diagnosis.findings import Diagnosis, Finding
 from dgm_pyro.diagnosis.preflight import CHECKS, doctor

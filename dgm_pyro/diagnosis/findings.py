@@ -1,4 +1,4 @@
-"""What the doctor reports."""
+"""The report of `dgm.doctor`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SEVERITIES = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """A problem found.
 
     Attributes:
-        severity: "error" (the result would be wrong), "warning" (it may be), "note" (good to know).
-        check: which check found it.
-        where: the site, the parameter or the plate.
-        what, fix: one line each.
+        severity: "error" (the result would be wrong), "warning" (it may be wrong), "note" (for information).
+        check: name of the check that found it.
+        where: the site, parameter or plate.
+        what, fix: the problem and its remedy, one line each.
     """
 
     severity: str
@@ -47,7 +47,7 @@ class Diagnosis(Result):
 
     @property
     def ok(self) -> bool:
-        """Whether there is no error; there may be warnings."""
+        """Whether there are no errors; there may be warnings."""
         return not self.errors
 
     def as_dict(self) -> dict[str, Any]:

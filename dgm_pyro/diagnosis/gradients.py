@@ -1,4 +1,4 @@
-"""Checks of what a pair learns: finite values, parameters and who trains them, bounds, and paths of gradients."""
+"""Checks of the learning of a pair: finite values, parameters and their registration, bounds, and gradients."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def finite(visit: Visit) -> Iterator[Finding]:
     for name, parameter in visit.registered.values():
         if not torch.isfinite(parameter).all():
             yield Finding("error", "finite", name.replace("$$$", "."), "the parameter holds NaN or infinite values",
-                          "start from fresh values: pyro.clear_param_store(), or rebuild the module")  # fmt: skip
+                          "start from new values: pyro.clear_param_store(), or rebuild the module")  # fmt: skip
     outside = {finding.where for check in (data_supports, guide_supports) for finding in check(visit)
                if finding.severity == "error"}  # fmt: skip
     for role, site in visit.sites:
         if site.log_prob is not None and not torch.isfinite(site.log_prob).all() and site.name not in outside:
             what = "NaN" if site.log_prob.isnan().any() else "infinite"
             yield Finding("error", "finite", site.name, f"the {role}'s log-probability is {what}",
-                          "look at its parameters: a scale of zero, an overflow of exp")  # fmt: skip
+                          "check its parameters: a scale of zero, an overflow of exp")  # fmt: skip
     for key, site_name in visit.culprits.items():
         name = visit.name_of(visit.leaves[key])
         yield Finding("error", "finite", site_name, f"its gradient for {name} is NaN or infinite",
@@ -40,7 +40,7 @@ def finite(visit: Visit) -> Iterator[Finding]:
 
 
 def parameters(visit: Visit) -> Iterator[Finding]:
-    """Parameters that the loss does not reach, and tensors that it reaches but nothing trains."""
+    """Parameters on which the loss does not depend, and tensors on which it depends but that nothing trains."""
     if any(site.trouble is not None for _, site in visit.sites):
         return
     doubled = _collisions(visit)
@@ -50,15 +50,15 @@ def parameters(visit: Visit) -> Iterator[Finding]:
         if name in doubled or not tensor.requires_grad:
             continue
         if key not in visit.leaves:
-            yield Finding("warning", "parameters", shown, "the loss of these arguments does not reach it",
+            yield Finding("warning", "parameters", shown, "the loss for these arguments does not depend on it",
                           "use it in a distribution of the model or the guide, or remove it, unless other "
                           "arguments use it")  # fmt: skip
         elif key not in visit.moved:
             yield Finding("warning", "parameters", shown, "its gradient is exactly zero in every draw",
-                          "see whether a mask, a detach() or a saturation cuts it off, or freeze it")  # fmt: skip
+                          "check for a mask, a detach() or a saturation, or freeze it")  # fmt: skip
     groups: dict[tuple[str, bool], list[Tensor]] = {}
     for key, leaf in visit.leaves.items():
-        # What the store holds but no handler sees has been hidden from the optimizer on purpose.
+        # Parameters in the store that no handler sees are hidden from the optimizer on purpose.
         if key in visit.stored or key in visit.registered or any(leaf is argument for argument in visit.arguments):
             continue
         if any(leaf is tensor for name in doubled for tensor in visit.params[name]):
@@ -73,12 +73,12 @@ def parameters(visit: Visit) -> Iterator[Finding]:
                           "for SVI, call pyro.module(name, self) in the model's forward")  # fmt: skip
         elif isinstance(leaves[0], nn.Parameter) and id(leaves[0]) in visit.named:
             yield Finding("error", "parameters", root,
-                          f"{len(leaves)} of its parameters shape the loss, but no pyro.module registers them: "
+                          f"the loss depends on {len(leaves)} of its parameters, but no pyro.module registers them: "
                           "SVI would never train it",
                           f"call pyro.module({root!r}, {root}) in the model or the guide; to keep it as it is, "
                           "requires_grad_(False)")  # fmt: skip
         else:
-            known = any(id(leaf) in visit.named for leaf in leaves)  # else a statement makes it anew each time
+            known = any(id(leaf) in visit.named for leaf in leaves)  # else a statement makes a new one each time
             yield Finding("error" if known else "warning", "parameters", root,
                           "it has a gradient, but is not a pyro.param: SVI ignores it",
                           "make it one with pyro.param(name, value), or detach() it")  # fmt: skip
@@ -105,7 +105,7 @@ def store(visit: Visit) -> Iterator[Finding]:
         if twice:
             yield Finding("error", "store", root, f"two modules are registered under this name ({names[0]}): "
                           "the second one never trains",
-                          "give each module a name of its own in pyro.module(name, module)")  # fmt: skip
+                          "give each module its own name in pyro.module(name, module)")  # fmt: skip
         else:
             yield Finding("error", "store", root,
                           "the param store holds the parameters of another instance under this name, so this one would "
@@ -123,7 +123,7 @@ def store(visit: Visit) -> Iterator[Finding]:
 
 
 def bounds(visit: Visit) -> Iterator[Finding]:
-    """Scales and probabilities that a gradient step may move out of their range."""
+    """Scales and probabilities that a gradient step may move out of their support."""
     latents = {site.value.grad_fn: site for site in visit.model.values() if not site.observed}
     found: set[str] = set()
     for role, site in visit.sites:
@@ -161,7 +161,7 @@ def _bounded_arguments(fn: Any) -> Iterator[tuple[str, Any, Tensor]]:
             yield name, constraint, part
 
 
-# Of autograd: operations by which a real input makes a real output.
+# Autograd's operations that map the reals to the reals, linearly.
 _LINEAR = {
     "Add", "Sub", "Neg", "Expand", "View", "UnsafeView", "ReshapeAlias", "Unsqueeze", "Squeeze", "Select", "Slice",
     "Index", "IndexSelect", "Gather", "Embedding", "T", "Transpose", "Permute", "Split", "Clone", "ToCopy", "Sum",
@@ -173,7 +173,7 @@ _PRODUCTS = {"Mul", "Mm", "Bmm", "Mv", "Dot", "Addmm", "Convolution"}
 
 
 def _linear_ancestors(value: Tensor, latents: dict[Any, Site]) -> list[Any]:
-    """The leaves, and the latents on the reals, that linear operations alone lead to ``value`` from."""
+    """The leaves, and the latents on the reals, of which ``value`` is a linear function."""
     found: dict[Any, set[Any]] = {}
     things: dict[int, Any] = {id(value): value}
 
@@ -191,7 +191,7 @@ def _linear_ancestors(value: Tensor, latents: dict[Any, Site]) -> list[Any]:
             inputs = [sources(parent, depth + 1) for parent, _ in node.next_functions] if kind in _LINEAR else []
             if kind == "Div":
                 inputs = inputs[:1]
-            # A square is positive: of a product, what is in one factor alone.
+            # A square is positive, so of a product only what is in one factor counts.
             found[node] = {
                 key
                 for one in inputs
@@ -204,23 +204,23 @@ def _linear_ancestors(value: Tensor, latents: dict[Any, Site]) -> list[Any]:
 
 
 def noise(visit: Visit) -> Iterator[Finding]:
-    """Random numbers that no `pyro.sample` draws, and draws that hide their gradient."""
+    """Random numbers drawn outside of `pyro.sample`, and draws without the gradient that they claim."""
     for role, name in visit.random:
         yield Finding("warning", "noise", name,
                       f"its density in the {role} changes while every site keeps its value: random numbers are drawn "
-                      "outside pyro.sample, so that no density counts them",
+                      "outside pyro.sample, and no density includes them",
                       "draw them by pyro.sample, or once before the call")  # fmt: skip
     for name, q in (visit.guide or {}).items():
         learned = any(tensor.requires_grad for tensor in tensors_held(q.fn))
         if not q.observed and q.fn.has_rsample and learned and not q.value.requires_grad:
             yield Finding("error", "noise", name,
-                          "its distribution claims has_rsample, but its draw has no gradient: the loss takes neither "
+                          "its distribution claims has_rsample, but its draw has no gradient: the loss has neither "
                           "the pathwise nor the score-function gradient",
                           "draw it with rsample and outside torch.no_grad(), or set has_rsample = False")  # fmt: skip
 
 
 def evidence(visit: Visit) -> Iterator[Finding]:
-    """Latents that no observation reads, or reads without a gradient."""
+    """Latents on which no observation depends, or depends without a gradient."""
     read = {site for site, factor in visit.reads.items() if factor.kind in ("data", "factor", "estimate")}
     if not read:
         return
@@ -232,14 +232,14 @@ def evidence(visit: Visit) -> Iterator[Finding]:
             continue
         if name not in read:
             yield Finding("warning", "evidence", name, "no observation depends on it: its posterior is its prior",
-                          "let the likelihood read it, or leave it out")  # fmt: skip
+                          "use it in the likelihood, or leave it out")  # fmt: skip
         elif _cut_off(visit, name):
-            yield Finding("warning", "evidence", name, "what depends on it gives it no gradient",
-                          "see whether detach(), rounding, an index or a Python number cuts it off")  # fmt: skip
+            yield Finding("warning", "evidence", name, "the sites that depend on it give it no gradient",
+                          "check for detach(), rounding, an index or a Python number between them")  # fmt: skip
 
 
 def _cut_off(visit: Visit, name: str) -> bool:
-    """Whether a reparameterized latent gets no gradient from any site of the model that reads it."""
+    """Whether a reparameterized latent gets no gradient from any site of the model that depends on it."""
     z, q = visit.model[name].value, (visit.guide or {}).get(name)
     if q is None or not q.fn.has_rsample or not z.requires_grad:
         return False

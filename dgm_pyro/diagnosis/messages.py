@@ -1,4 +1,4 @@
-"""What Pyro, torch and this package raise or warn about: heard, in one line, and with a remedy."""
+"""Errors and warnings of Pyro, torch and this package, in one line and with a remedy."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Iterator
 
 import pyro
 
-# What Pyro says, or a part of it, and what to do.
+# Parts of Pyro's messages, and their remedies.
 _FIXES = {
-    "Multiple sample sites named": "give each site a name of its own: in a loop, f'x_{i}'",
-    "collide at dim": "give each plate a dim of its own, as in dim=-2",
-    "duplicate plate": "enter each plate once, and give nested plates names of their own",
-    "need to use TraceEnum_ELBO": "use TraceEnum_ELBO(max_plate_nesting=...), or take infer={'enumerate': ...} away",
+    "Multiple sample sites named": "give each site its own name: in a loop, f'x_{i}'",
+    "collide at dim": "give each plate its own dim, such as dim=-2",
+    "duplicate plate": "enter each plate once, and give nested plates different names",
+    "need to use TraceEnum_ELBO": "use TraceEnum_ELBO(max_plate_nesting=...), or remove infer={'enumerate': ...}",
     "no sample sites configured for enumeration": "use Trace_ELBO, or mark a site with infer={'enumerate': 'parallel'}",
     "sequential enumeration": "use infer={'enumerate': 'parallel'}, or enumerate the site in the guide",
     "vars in model but not guide": "sample it in the guide, or enumerate it with TraceEnum_ELBO",
-    "plate statements in guide but not model": "state that plate in the model, too, or leave it out",
-    "has_rsample": "say has_rsample=True if the factor comes from a reparameterized draw, has_rsample=False otherwise",
+    "plate statements in guide but not model": "state that plate in the model too, or leave it out",
+    "has_rsample": "pass has_rsample=True if the factor comes from a reparameterized draw, has_rsample=False otherwise",
     "mean field restriction": "state the guide's latents in the order of the model, or use Trace_ELBO",
-    "fully reparameterized": "use Trace_ELBO, which draws what has no closed form",
-    "auxiliary vars in the model": "take is_auxiliary away: the model has the site",
+    "fully reparameterized": "use Trace_ELBO, which samples KLs without a closed form",
+    "auxiliary vars in the model": "remove is_auxiliary: the model has the site",
     "max_plate_nesting": "make the loss with max_plate_nesting= the number of nested plates",
     "required positional argument": "pass the arguments of the pair, or return them from data() in its file (--args)",
     "requires_grad=False": "call module.eval(), which tells Pyro that it is frozen on purpose",
@@ -36,17 +36,17 @@ def fix_for(text: str, otherwise: str) -> str:
 
 @contextlib.contextmanager
 def heard(said: list[Exception | Warning], files: str | tuple[str, ...]) -> Iterator[None]:
-    """What is raised, and what code in ``files`` warns about, is appended to ``said``; other warnings pass.
+    """Append errors, and warnings from code in ``files``, to ``said``; let other warnings pass.
 
     Args:
-        files: how the paths begin.
+        files: prefixes of the paths.
     """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         raised = []
         try:
             yield
-        except Exception as error:  # it may be anything: the code is the user's
+        except Exception as error:  # of any kind, because the code is the user's
             raised.append(error)
     for warning in caught:
         if warning.filename.startswith(files) and isinstance(warning.message, Warning):
@@ -57,12 +57,12 @@ def heard(said: list[Exception | Warning], files: str | tuple[str, ...]) -> Iter
 
 
 def without_table(error: BaseException) -> str:
-    """What an error says, without the table of shapes that Pyro adds."""
+    """The message of an error, without the table of shapes that Pyro appends."""
     return str(error).split("Trace Shapes:")[0].strip()
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error says, in one line of at most 300 characters."""
+    """The message of an error in one line of at most 300 characters."""
     text = " ".join(without_table(error).split())
     if isinstance(error, KeyError) and not text:
         text = "a key is missing"
@@ -70,5 +70,5 @@ def in_one_line(error: BaseException) -> str:
 
 
 def remedy_in(error: BaseException) -> str:
-    """The remedy in one of our own messages: what follows the colon."""
+    """The remedy in a message of this package: the text after the colon."""
     return in_one_line(error).rpartition(": ")[2]

@@ -1,13 +1,13 @@
-r"""Preflight: what is wrong with a model and a guide, before an hour of training shows it.
+r"""Preflight checks of a model and a guide, before training.
 
-`doctor` traces the guide, replays the model on its latents, and looks at the two traces, at the loss
+`doctor` traces the guide, replays the model on its latents, and checks the two traces, the loss
 
 .. math::
     \hat L = \sum_s \log p_s - \sum_s \log q_s + \Big(\sum_{s \in S} \log q_s\Big) \, \mathrm{stop}(\hat L),
 
-with S the latents that cannot be reparameterized, and at its gradient. Then Pyro's own loss runs once under validation,
-and what it raises or warns about is reported where no check has named an error. It takes any Pyro pair, ours or yours.
-Each check is a function from a `Visit` to findings; `CHECKS` is the list of them.
+with S the latents that cannot be reparameterized, and its gradient. Then Pyro's own loss runs once under validation.
+Its errors and warnings are reported where no check has found an error. `doctor` takes any Pyro pair. Each check is a
+function from a `Visit` to findings; `CHECKS` is the list of them.
 """
 
 from __future__ import annotations
@@ -54,19 +54,22 @@ CHECKS: list[Check] = [
 
 
 def doctor(model: Any, guide: Any = None, *args: Any, loss: Any = None, **kwargs: Any) -> Diagnosis:
-    """Look for what is wrong with a model and a guide; nothing of theirs is changed.
+    """Find mistakes in a model and a guide, without changing them.
 
     Args:
-        model: a Pyro model; or a `Program`, which brings its own guide: then call ``doctor(program, data)``.
+        model: a Pyro model; or a `Program`, which has its own guide: then call ``doctor(program, data)``.
         guide: a Pyro guide, or None for a model alone (as for MCMC). After a `Program`: a `Data`, a tensor, or None for
             samples of the program.
-        args, kwargs: what the model and the guide are called with.
-        loss: the ELBO object you mean to use, or a function ``loss(model, guide, *args, **kwargs)``, as for `SVI`. It
-            runs once under Pyro's validation. Default: the one of Pyro's that the sites ask for (`TraceEnum_ELBO` where
-            one is enumerated, `TraceGraph_ELBO` where one has a baseline, else `Trace_ELBO`).
+        args, kwargs: arguments of the model and the guide.
+        loss: the ELBO object that you will use, or a function ``loss(model, guide, *args, **kwargs)``, as for `SVI`. It
+            runs once under Pyro's validation. Default: the one of Pyro's that suits the sites (`TraceEnum_ELBO` if a
+            site is enumerated, `TraceGraph_ELBO` if one has a baseline, else `Trace_ELBO`).
 
     Returns:
-        A `Diagnosis`; ``diagnosis.ok`` says whether there is no error.
+        A `Diagnosis`; ``diagnosis.ok`` is true if there are no errors.
+
+    Raises:
+        ValueError, TypeError: the arguments are not those of a pair or of a program with data.
 
     >>> import pyro, torch, pyro.distributions as dist, dgm_pyro as dgm
     >>> def model(x):
@@ -114,7 +117,7 @@ def _diagnose_program(program: Program, data: Any, loss: Any) -> Diagnosis:
 
 
 def _example_data(program: Program) -> tuple[Tensor, Any]:
-    """Eight draws from the program itself, with some ``given``."""
+    """Eight draws from the program itself, with an example ``given``."""
     where = program_device(program)
     given = None
     with seeded(0, where):
@@ -153,7 +156,7 @@ def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: Any) -> Diag
         differentiating("doctor"),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # those of Pyro are heard when its loss runs
+        warnings.simplefilter("ignore")  # Pyro's own are recorded when its loss runs
         run = functools.partial(visit_of, model, guide, args, kwargs)
         try:
             visit = run()
@@ -164,8 +167,8 @@ def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: Any) -> Diag
                     run_of_pair(loss, model, guide, args, kwargs)
             if loss is None or guide is None or said:
                 return _sorted_by_severity([raised.finding], None)
-            # Its statements count on the dimensions of particles or of enumerated values.
-            what = f"it runs under the loss alone, so that nothing else was looked at; without, {raised.finding.what}"
+            # Its statements need the dimensions of particles or of enumerated values.
+            what = f"it runs only under the loss, so nothing else was checked; without the loss, {raised.finding.what}"
             return _sorted_by_severity([dataclasses.replace(raised.finding, severity="note", what=what)], None)
         visit.named, visit.own, visit.loss = named, own, loss
         visit.before, visit.arguments = dict(state["params"]), arguments
@@ -181,7 +184,7 @@ def _diagnose(model: Any, guide: Any, args: Any, kwargs: Any, loss: Any) -> Diag
         findings = [finding for check in CHECKS for finding in check(visit)]
         findings += [
             Finding("error", "frozen", name, "it has requires_grad=False, but Pyro sets it to True and trains it",
-                    "make it a buffer, by register_buffer")
+                    "make it a buffer, with register_buffer")
             for name, tensor in frozen if tensor.requires_grad
         ]  # fmt: skip
         if not any(finding.severity == "error" for finding in findings):

@@ -1,4 +1,4 @@
-"""What a model and a guide hold: modules and tensors, their names, and how they were before a run."""
+"""The modules and tensors that a model and a guide hold, their names, and their values before a run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 
 @contextlib.contextmanager
 def unchanged(callables: Sequence[Any]) -> Iterator[None]:
-    """Whatever runs of the callables change is put back: tensors, gradients, what modules hold, random states."""
+    """Restore all that runs of the callables change: tensors, gradients, contents of modules, random states."""
     tensors = [
         (tensor, tensor.detach().clone(), tensor.grad if tensor.is_leaf else None, tensor.requires_grad)
         for tensor in _changeable_tensors(callables)
@@ -47,7 +47,7 @@ def unchanged(callables: Sequence[Any]) -> Iterator[None]:
 
 
 def named_tensors(callables: Sequence[Any]) -> tuple[dict[int, tuple[str, Tensor]], set[int]]:
-    """Names of the tensors with gradients that the callables can see, and which are a callable's own."""
+    """Names of the tensors with gradients that the callables can reach, and the ids of those they own."""
     named: dict[int, tuple[str, Tensor]] = {}
     own: set[int] = set()
     for path, thing in _reachable_tensors(callables):
@@ -64,7 +64,7 @@ def named_tensors(callables: Sequence[Any]) -> tuple[dict[int, tuple[str, Tensor
 
 
 def _changeable_tensors(callables: Sequence[Any]) -> list[Tensor]:
-    """Parameters, buffers and leaves that a visit could change."""
+    """Parameters, buffers and leaf tensors that a visit could change."""
     found = {id(thing): thing for _, thing in _reachable_tensors(callables) if isinstance(thing, Tensor)}
     for module in modules_held(callables):
         found |= {id(tensor): tensor for tensor in (*module.parameters(False), *module.buffers(False))}

@@ -1,4 +1,4 @@
-"""Checks of what a pair states: sites, supports, shapes, plates, transforms."""
+"""Checks of the statements of a pair: sites, supports, shapes, plates, transforms."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def dtypes(visit: Visit) -> Iterator[Finding]:
     if len(found) > 1:
         parts = ", ".join(f"{name} is {dtype}" for dtype, name in found.items())
         yield Finding("warning", "dtype", next(reversed(found.values())), parts,
-                      "bring all to one dtype, such as x.to(torch.float32)")  # fmt: skip
+                      "convert all to one dtype, such as x.to(torch.float32)")  # fmt: skip
 
 
 def partners(visit: Visit) -> Iterator[Finding]:
@@ -70,7 +70,7 @@ def partners(visit: Visit) -> Iterator[Finding]:
             continue
         if name in visit.model:
             yield Finding("error", "partners", name, "the guide samples it, but the model observes it",
-                          "leave it out of the guide: what is observed needs no guide")  # fmt: skip
+                          "leave it out of the guide: an observed site needs no guide")  # fmt: skip
             continue
         close = nearest_name(name, latent, 0.5)
         hint = "" if close is None else f"did you mean {close!r}? Otherwise "
@@ -85,14 +85,14 @@ def partners(visit: Visit) -> Iterator[Finding]:
 
 
 def guide_supports(visit: Visit) -> Iterator[Finding]:
-    """Draws of the guide that are impossible under the model, and values of the model that the guide cannot reach."""
+    """Draws of the guide with density 0 under the model, and values of the model with density 0 under the guide."""
     for name, q in (visit.guide or {}).items():
         p = visit.model.get(name)
         if p is None or p.observed:
             continue
         if q.fn.event_dim != p.fn.event_dim:
             yield Finding("error", "supports", name,
-                          f"the guide has {q.fn.event_dim} event dimensions, the model {p.fn.event_dim}",
+                          f"the guide has {q.fn.event_dim} event dimensions, but the model has {p.fn.event_dim}",
                           f"use .to_event({max(q.fn.event_dim, p.fn.event_dim)}) in both")  # fmt: skip
             continue
         if outside(p.fn, draws_of(q.fn)):
@@ -106,12 +106,12 @@ def guide_supports(visit: Visit) -> Iterator[Finding]:
             and outside(q.fn, draws_of(p.fn))
         ):
             yield Finding("warning", "supports", name,
-                          f"the guide covers only {support_in_words(q.fn)}, the model {support_in_words(p.fn)}",
+                          f"the guide covers only {support_in_words(q.fn)}, but the model {support_in_words(p.fn)}",
                           "use a guide with the model's support, or the bound stays loose")  # fmt: skip
 
 
 def _has_fixed_bounds(fn: Any) -> bool:
-    """Whether its support has bounds, the same for every element; bounds that differ were computed from the data."""
+    """Whether the support has bounds that are equal for all elements; others were computed from the data."""
     support = constraint_of(fn)
     bounds = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
     return any(bound is not None for bound in bounds) and all(
@@ -120,7 +120,7 @@ def _has_fixed_bounds(fn: Any) -> bool:
 
 
 def data_supports(visit: Visit) -> Iterator[Finding]:
-    """Data that the model calls impossible."""
+    """Data with density 0 under the model."""
     for site in visit.model.values():
         value = site.value
         if not site.observed or not isinstance(value, Tensor) or value.numel() == 0:
@@ -144,7 +144,7 @@ def _data_fix(fn: Any, low: float, high: float) -> str:
         return "use a likelihood on the reals, such as Normal, or transform the data"
     if kind_of_support(fn) == "IntegerInterval":
         return f"use a likelihood with at least {int(high) + 1} levels, and integers from 0"
-    return "use a likelihood whose support holds the data, or rescale them"
+    return "use a likelihood whose support contains the data, or rescale them"
 
 
 def shapes(visit: Visit) -> Iterator[Finding]:
@@ -161,15 +161,15 @@ def shapes(visit: Visit) -> Iterator[Finding]:
                           "make the plate as long as the data, or take the plate's part of them: x[rows]")  # fmt: skip
         elif one_way:
             yield Finding("error", "transforms", site.name,
-                          f"{one_way} has no inverse, so it cannot score values from outside",
-                          "use a transform with one, such as AffineCoupling or Spline")  # fmt: skip
+                          f"{one_way} has no inverse, so it cannot score values that it has not drawn",
+                          "use a transform with an inverse, such as AffineCoupling or Spline")  # fmt: skip
         else:
             shape = tuple(site.value.shape) if isinstance(site.value, Tensor) else ()
             yield Finding("error", "shapes", site.name,
                           f"the {role}'s distribution, batch {tuple(site.fn.batch_shape)} and event "
                           f"{tuple(site.fn.event_shape)}, cannot score a value of shape {shape}: "
                           f"{in_one_line(site.trouble)}",
-                          "make the value's last dimensions the event shape, the others those of plates")  # fmt: skip
+                          "let the value's last dimensions be the event shape, the others those of plates")  # fmt: skip
 
 
 def _odd_plate(site: Site) -> Any:
@@ -189,8 +189,8 @@ def plates(visit: Visit) -> Iterator[Finding]:
     for name in sorted(visit.drawn_apart & stated):
         size, part = visit.subsampled[name]
         yield Finding("error", "plates", name,
-                      f"the guide draws {part} of {size} data by itself, while the model gets their indices: latents "
-                      "and data are of different rows",
+                      f"the guide draws {part} of {size} data itself, but the model is given indices: latents "
+                      "and data belong to different rows",
                       "let the model draw them too, subsample_size=, or pass the guide the same plate, by "
                       "create_plates=")  # fmt: skip
     for role, site in visit.sites:
@@ -213,7 +213,7 @@ def plates(visit: Visit) -> Iterator[Finding]:
                               "so they are not scaled up",
                               f"move the statement into with pyro.plate({parts[0]!r}, ...)")  # fmt: skip
             else:
-                # Right of a plate Pyro takes it for dependent, and sums it as ever.
+                # Right of a plate, Pyro treats it as dependent and sums over it.
                 outermost = any(dim < min(declared, default=0) for dim in extra)
                 yield Finding("error" if outermost else "warning", "plates", site.name,
                               f"the {role} has a batch dimension that no plate declares ({where})",
@@ -243,17 +243,17 @@ def plates(visit: Visit) -> Iterator[Finding]:
 
 
 def nesting(visit: Visit) -> Iterator[Finding]:
-    """An ELBO object that remembers fewer plates than the pair has."""
+    """An ELBO object from a pair with fewer nested plates."""
     kept = getattr(visit.loss, "max_plate_nesting", math.inf)
     needed = max((-frame.dim for _, site in visit.sites for frame in site.plates), default=0)
     if kept < needed:
         yield Finding("error", "nesting", type(visit.loss).__name__,
                       f"it has max_plate_nesting={kept}, but the pair nests {needed} plates",
-                      "make a new ELBO object for each pair: it remembers the nesting of the first")  # fmt: skip
+                      "make a new ELBO object for each pair: it keeps the nesting of the first")  # fmt: skip
 
 
 def inverses(visit: Visit) -> Iterator[Finding]:
-    """Flows whose inverse does not undo them, or whose log-determinant is not that of their Jacobian."""
+    """Flows with a wrong inverse, or with a log-determinant that differs from that of their Jacobian."""
     seen: set[str] = set()
     for _, site in visit.sites:
         flow = base_of(site.fn)
@@ -267,11 +267,11 @@ def inverses(visit: Visit) -> Iterator[Finding]:
         with torch.no_grad():
             x = transform(z).clone()
             back = transform.inv(x).clone()
-            # Where a sigmoid saturates, z cannot be found again, but x can.
+            # Where a sigmoid saturates, z cannot be recovered, but x can.
             gap = min(_relative_difference(back, z), _relative_difference(transform(back), x))
         if not gap <= ROUND_TRIP:
             yield Finding("error", "inverses", site.name, f"the round trip z to x and back is off by {gap:.2g}",
-                          "make its inverse undo its forward; if float64 helps, it is rounding")  # fmt: skip
+                          "correct its inverse; if float64 helps, the cause is rounding")  # fmt: skip
             continue
         claimed, true = _log_determinants(transform, z)
         if true is not None and not torch.allclose(claimed, true, atol=1e-2, rtol=1e-2):

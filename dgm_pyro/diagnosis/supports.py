@@ -1,4 +1,4 @@
-"""The supports of distributions: in words, what is outside, and which transforms have no inverse."""
+"""Supports of distributions in words, values outside of them, and transforms without an inverse."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUPPORT_DRAWS = 200
 
 
 def base_of(fn: Any) -> Any:
-    """A distribution without its `to_event` and masks."""
+    """The distribution within `to_event` and masks."""
     while isinstance(fn, dist.Independent | dist.MaskedDistribution | torch.distributions.Independent):
         fn = fn.base_dist
     return fn
@@ -37,7 +37,7 @@ def kind_of_support(fn: Any) -> str:
 
 
 def support_in_words(fn: Any) -> str:
-    """Its support in words."""
+    """The support of a distribution in words."""
     return in_words(constraint_of(fn))
 
 
@@ -78,7 +78,7 @@ def draws_of(fn: Any) -> Tensor:
 
 @torch.no_grad()
 def outside(fn: Any, value: Tensor) -> bool:
-    """Whether any of ``value`` is outside the support; False where the distribution does not say, or shapes differ."""
+    """Whether any of ``value`` is outside the support; False if the distribution declares none, or shapes differ."""
     support = None
     with contextlib.suppress(NotImplementedError, AttributeError):
         support = fn.support
@@ -91,7 +91,7 @@ def outside(fn: Any, value: Tensor) -> bool:
 
 
 def non_invertible(fn: Any) -> str:
-    """The first transform that cannot be inverted, by name; empty if all can."""
+    """The name of the first transform without an inverse; empty if all have one."""
     flow = base_of(fn)
     if not isinstance(flow, torch.distributions.TransformedDistribution):
         return ""

@@ -57,18 +57,18 @@ class Visit:
     Attributes:
         model, guide: their sites by name; guide is None if there is no guide.
         subsampled: plates smaller than their data, by name: (size, subsample size).
-        drawn_apart: those of them whose part of the data the guide alone draws.
-        params: by name in the param store, the tensors that `pyro.param` statements brought along.
-        before: the param store as it was.
-        leaves: by id, every tensor that the loss has a gradient for; moved: ids of those whose gradient is not zero.
+        drawn_apart: names of those whose part of the data only the guide draws.
+        params: by name in the param store, the tensors passed to `pyro.param` statements.
+        before: the param store before the run.
+        leaves: by id, every tensor for which the loss has a gradient; moved: ids of those whose gradient is not zero.
         culprits: by id of a leaf, the site whose gradient for it is not finite.
-        held: by name in the param store, the tensors it holds (unconstrained).
-        registered: by id, the parameters that SVI would train; named: names of tensors found by looking.
-        own: ids of parameters of a model or guide that is an `nn.Module` itself.
-        stored: ids of all tensors in the param store, those included that no handler may see.
-        random: names of the sites, "model" or "guide", whose density changes while every site keeps its value.
-        reads: by site of the model, the factor that names the sites it reads; empty if that could not be found out.
-        said: what Pyro raised or warned about, when its loss ran under validation.
+        held: by name in the param store, the tensors in it (unconstrained).
+        registered: by id, the parameters that SVI would train; named: names of tensors that the pair can reach.
+        own: ids of parameters of a model or guide that is itself an `nn.Module`.
+        stored: ids of all tensors in the param store, including those that are hidden from handlers.
+        random: names of the sites, and "model" or "guide", whose density changes while every site keeps its value.
+        reads: by site of the model, the factor with its parents; empty if these could not be determined.
+        said: errors and warnings of Pyro's loss under validation.
     """
 
     model: dict[str, Site]
@@ -110,7 +110,7 @@ Check = Callable[[Visit], Iterator[Finding]]
 
 
 class _NotedParams(Messenger):
-    """Notes what every `pyro.param` statement brings along, and which plates take a part of their data."""
+    """Records the tensors of `pyro.param` statements, and the plates with a subsample of their data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class _NotedParams(Messenger):
 
 
 class _MiddleForImproper(Messenger):
-    """An improper prior cannot be drawn: a model alone gets the middle of its support."""
+    """Sets improper priors, which cannot be drawn, to the middle of their support, for a model without a guide."""
 
     def _pyro_sample(self, message: Any) -> None:
         if message["value"] is None and isinstance(base_of(message["fn"]), dist.ImproperUniform):
@@ -180,10 +180,10 @@ def _sites(trace: poutine.Trace) -> dict[str, Site]:
             node["scale"], node["mask"], dict(node["infer"] or {}),
         )  # fmt: skip
         try:
-            # A copy of what comes from outside: transforms find what they have just mapped without inverting it.
+            # A copy of values from outside, because transforms return cached values without inverting.
             value = site.value.clone() if site.observed else site.value
             site.log_prob = scale_and_mask(site.fn.log_prob(value), site.scale, site.mask)
-        except Exception as error:  # whatever the distribution raises is the finding
+        except Exception as error:  # any error of the distribution becomes the finding
             site.trouble = error
         sites[name] = site
     return sites
@@ -191,7 +191,7 @@ def _sites(trace: poutine.Trace) -> dict[str, Site]:
 
 @contextlib.contextmanager
 def _errors_as_findings(role: str) -> Iterator[None]:
-    """Turn what a pair raises into a finding."""
+    """Turn errors of a pair into findings."""
     try:
         yield
     except Exception as error:  # it may be anything: the code is the user's
@@ -209,13 +209,13 @@ def _errors_as_findings(role: str) -> Iterator[None]:
         mixed = re.search(r"dtype|scalar type|same device|devices", text) is not None
         raise PairFailed(
             Finding("error", "dtype" if mixed else "run", role, f"it raises {type(error).__name__}: {text}",
-                    "bring parameters and arguments to one dtype and device, such as x.float()" if mixed
+                    "convert parameters and arguments to one dtype and device, such as x.float()" if mixed
                     else fix_for(text, f"call the {role} once with the same arguments, and follow the traceback"))
         ) from error  # fmt: skip
 
 
 def same_to_rounding(a: Any, b: Any) -> bool:
-    """Whether two scales or log-probabilities, of which either may be None, are equal to rounding."""
+    """Whether two scales or log-probabilities, each of which may be None, are equal up to rounding."""
     if a is None or b is None:
         return a is b
     ours, theirs = (torch.as_tensor(each).detach().double() for each in (a, b))
@@ -255,7 +255,7 @@ def differentiate(visit: Visit) -> None:
 
 
 def _leaves(loss: Tensor) -> dict[int, Tensor]:
-    """Every tensor that the loss has a gradient for."""
+    """Every leaf tensor for which the loss has a gradient."""
     seen, found = set(), {}
     pending = [loss.grad_fn] if loss.grad_fn is not None else []
     while pending:
@@ -270,7 +270,7 @@ def _leaves(loss: Tensor) -> dict[int, Tensor]:
 
 
 def draw_again(visit: Visit, run: Callable[[], Visit]) -> None:
-    """Further draws move what the first did not; the last one has other parameters, as weights may start at zero."""
+    """Draw again, for gradients that were zero by chance; the last time with other parameters, which may start at 0."""
     still = [(leaf, leaf.data) for leaf in visit.leaves.values()]
     for draw in range(DRAWS):
         if draw == DRAWS - 1:
@@ -290,8 +290,8 @@ def draw_again(visit: Visit, run: Callable[[], Visit]) -> None:
 
 
 def random_sites(model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[str, str]]:
-    """The sites, "model" or "guide", whose density changes while every site keeps its value; layers of torch evaluate,
-    as dropout is no mistake."""
+    """The sites, with "model" or "guide", whose density changes while every site keeps its value. Layers of torch are
+    in evaluation mode, because dropout is no mistake."""
     for module in modules_held((model, guide)):
         module.training &= not type(module).__module__.startswith("torch.nn")
 

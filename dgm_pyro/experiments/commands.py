@@ -1,6 +1,6 @@
-"""What the commands of ``dgm`` do with a run: each function returns what it found, and writes what shows it.
+"""The work of the ``dgm`` commands on runs: each function returns a result, and writes pictures and files of it.
 
-A function that writes is called ``..._into``. It takes the path of its picture, and writes the numbers beside it.
+A function that writes is called ``..._into``. It takes the path of its picture, and writes the numbers next to it.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run as a command finds it.
+    """A run that a command has opened.
 
     Attributes:
-        folder: where it is.
-        program, record: what is in it; the program is on ``device``.
+        folder: folder of the run.
+        program, record: its program, on ``device``, and its record.
         data_dir: folder of the files of its data set.
     """
 
@@ -93,17 +93,19 @@ class OpenRun:
 
     @property
     def columns(self) -> list[str] | None:
-        """Names of the columns of x, of a table of reals."""
+        """Names of the columns of x, if it is a table of reals."""
         return self.record.reading.get("columns") if self.program.levels is None else None
 
     def output(self, out: Path | None, name: str) -> Path:
-        """``out``, or by default the file of that name in the run."""
+        """``out``, or by default the file ``name`` in the run."""
         return out or self.folder / name
 
     def require_x(self, action: str) -> None:
-        """Raise for a discriminative classifier."""
+        """Raise if the run holds a discriminative classifier, which has no x."""
         if self.program.variable != "x":
-            raise ValueError(f"this run holds a discriminative classifier: it knows p(y | x), and has no x to {action}")
+            raise ValueError(
+                f"this run holds a discriminative classifier, which has no p(x) to {action}: choose another run"
+            )
 
 
 def open_run(folder: Path, device: str = "auto", data_dir: str | None = None) -> OpenRun:
@@ -118,12 +120,12 @@ Found = TypeVar("Found", bound=Result)
 
 @dataclass(frozen=True)
 class Shown(Result, Generic[Found]):
-    """A result, with what it is about and what was written.
+    """A result, with text about its source and the files written.
 
     Attributes:
         found: the result.
         before, after: text around it.
-        facts: what its JSON has, too.
+        facts: further entries of its JSON.
     """
 
     found: Found
@@ -142,12 +144,12 @@ class Shown(Result, Generic[Found]):
 
 @dataclass(frozen=True)
 class Drawn(Result):
-    """Samples, and the files that have them.
+    """Samples, and the files written.
 
     Attributes:
-        samples: what was drawn.
-        what: in words.
-        files: a picture, and the values.
+        samples: the samples.
+        what: a description of them.
+        files: the picture, and the file of the values.
     """
 
     samples: Tensor
@@ -163,13 +165,13 @@ class Drawn(Result):
 
 @dataclass(frozen=True)
 class TrainedRun(Result):
-    """The history of a run, and what to do next with it.
+    """The history of a run, and suggestions for the next command.
 
     Attributes:
-        folder: of the run.
+        folder: folder of the run.
         model: its name in the catalog.
-        history: of the training.
-        given: names of the columns that x is given.
+        history: history of the training.
+        given: names of the columns that x is conditioned on.
     """
 
     folder: Path
@@ -200,10 +202,10 @@ class TrainedRun(Result):
 def train_run(
     folder: Path, model: str, data: str, swaps: Mapping[str, Any], options: TrainingOptions, **others: Any
 ) -> TrainedRun | None:
-    """`runs.train`, also as one of the processes that torchrun started: those that do not write return None.
+    """`runs.train`, also in several processes under torchrun, of which only the first returns the result.
 
     Args:
-        swaps: of `dgm.build`; others: of `runs.train`.
+        swaps: parts for `dgm.build`; others: options of `runs.train`.
     """
     processes = distributed.join(options.device)
     tracker = RunFiles(folder, f"{model}-{Path(data).stem}")
@@ -213,7 +215,7 @@ def train_run(
 
 
 def resume_run(folder: Path, device: str | None = None, *, progress: bool = True) -> TrainedRun | None:
-    """`runs.resume`, also as one of the processes that torchrun started: those that do not write return None."""
+    """`runs.resume`, also in several processes under torchrun, of which only the first returns the result."""
     processes = distributed.join(device or "auto")
     _, record, history = runs.resume(folder, device, trackers=[RunFiles(folder, str(folder))], progress=progress)
     distributed.leave()
@@ -234,10 +236,10 @@ def sweep_into(
     standardize: bool = True,
     **tried: Any,
 ) -> Shown[Sweep]:
-    """`sweep.sweep` on data by the name of a set, or from a file.
+    """`sweep.sweep` on a named data set or on a file.
 
     Args:
-        tried: of `sweep.sweep`: what to try, on how many seeds, in how many processes.
+        tried: options of `sweep.sweep`: the values to try, the number of seeds and of processes.
     """
     every = Options(model, data, data_dir, num_data, latent_size, num_particles, options, dict(reading), standardize)
     found = sweep(folder, every, **tried)
@@ -256,20 +258,20 @@ def sample_into(
     seed: int = 0,
     **options: Any,
 ) -> Drawn:
-    """Samples of a run's program: a picture, and the values in a file of the kind that it was trained on.
+    """Samples of a run's program: a picture, and the values in a file of the same kind as the training data.
 
     Args:
-        class_name: a class, by name or number; given: numbers. Either is what to condition on.
-        options: of the program's `sample`; None for its default.
+        class_name: the class to condition on, by name or number; given: the numbers to condition on.
+        options: options of the program's `sample`; None for its default.
     """
     picture = run.output(out, "samples.png")
-    run.require_x("sample")
+    run.require_x("sample from")
     options = {name: value for name, value in options.items() if value is not None}
     if ("guidance" in options or class_name is not None) and not isinstance(run.program, Labeled):
         raise ValueError("--class and --guidance need a run with labels: train it with dgm train --labeled")
     needed = run.record.reading.get("given", [])
     if needed and given is None:
-        raise ValueError(f"this run is of x given {', '.join(needed)}: pass --given, a number for each, such as "
+        raise ValueError(f"this run models x given {', '.join(needed)}: pass --given, a number for each, such as "
                          f"--given {','.join(str(float(i)) for i in range(len(needed)))}")  # fmt: skip
     condition = None if given is None else torch.tensor([_parsed_numbers(given, run.record)], device=run.device)
     if class_name is not None:
@@ -292,7 +294,7 @@ def _class_of(class_name: str, record: Record) -> int:
     if class_name.isdecimal():
         return int(class_name)
     known = ", ".join(classes) or "numbers from 0"
-    raise ValueError(f"--class must be a class, got {class_name!r}: the run knows {known}")
+    raise ValueError(f"--class must be one of the run's classes, {known}, got {class_name!r}")
 
 
 def _parsed_numbers(texts: Sequence[str], record: Record) -> list[float]:
@@ -315,19 +317,19 @@ def impute_into(
     seed: int = 0,
     **options: Any,
 ) -> Drawn:
-    """`dgm.infer.impute` on data of a run: a picture, and the values in a file of the kind that it was trained on.
+    """`dgm.infer.impute` on data of a run: a picture, and the values in a file of the same kind as the training data.
 
     Args:
-        region: what to hide. By default what the data miss, or the left half where they miss nothing.
-        num_data: how many, from the start. By default 8 of the run's own, and all others.
+        region: the region to hide; default the missing features, or the left half if none are missing.
+        num_data: number of data, from the start; default 8 of the run's own data, or all of ``data``.
         data: other data.
-        options: of `dgm.infer.impute`.
+        options: options of `dgm.infer.impute`.
     """
     picture = run.output(out, "imputed.png")
     if num_data is not None:
         check_count(num_data, "num_data")
     points = run.points(split, data)[: num_data or (8 if data is None else None)]
-    run.require_x("impute")
+    run.require_x("impute by")
     x, given, _ = run.program.arguments(points)
     if region is None and points.mask is None:
         region = "left"
@@ -373,10 +375,10 @@ def evaluate_run(
     seed: int = 0,
     progress: bool = True,
 ) -> Shown[Evidence]:
-    """`dgm.evaluate` on data of a run; the accuracy of a classifier; the program as a formula.
+    """`dgm.evaluate` on data of a run, with the accuracy of a classifier and the program's formula.
 
     Args:
-        num_samples: of the ELBO, which the evidence must be; the default of `dgm.evaluate` where None.
+        num_samples: number of ELBO samples, if the evidence is an ELBO; None for the default of `dgm.evaluate`.
     """
     program, points = run.program, run.points(split, data)
     if num_samples is not None and (program.tractable or num_particles > 1 or ode):
@@ -403,18 +405,18 @@ def evaluate_run(
 def quality_of_run(
     run: OpenRun, data: str | None = None, split: str = "test", *, classifier: Path | None = None, seed: int = 0
 ) -> Shown[quality.SampleQuality]:
-    """`quality.program_quality` on data of a run: as many samples as there are data.
+    """`quality.program_quality` on data of a run, with the same number of samples as data.
 
     Args:
-        classifier: the folder of a run of a discriminative classifier, whose last layer but one makes the features;
-            None for x itself.
+        classifier: folder of a run of a discriminative classifier, whose last hidden layer gives the features; None for
+            x itself.
     """
-    run.require_x("sample quality")
+    run.require_x("sample for --quality")
     points, network = run.points(split, data), None
     if classifier is not None:
         loaded = load(classifier, device=run.device)
         if not isinstance(loaded, Discriminative) or loaded.given_shape != run.program.event_shape:
-            raise ValueError(f"--classifier must be the run of a classifier of such data, and {classifier} is not")
+            raise ValueError(f"--classifier must be the run of a classifier of these data, but {classifier} is not")
         network = quality.hidden_features(loaded)
     given = run.program.arguments(points)[1] if run.program.conditional else None
     found = quality.program_quality(run.program, points.x, network, given=given, seed=seed)
@@ -429,8 +431,8 @@ class GapsOfRuns(Result):
 
     Attributes:
         found: the gaps, by the folder of the run.
-        about: what each run is, and on which data.
-        picture: a bar per run.
+        about: model and data of each run, in words.
+        picture: path of the picture, with a bar per run.
     """
 
     found: Mapping[Path, Gaps]
@@ -457,10 +459,10 @@ def gaps_into(
     """`dgm.infer.gaps` of runs: a bar for each, and the worst explained images.
 
     Args:
-        out: by default a file in the first run.
-        num_data: how many data, from the start.
+        out: path of the picture; default a file in the first run.
+        num_data: number of data, from the start.
         data: other data.
-        options: of `dgm.infer.gaps`.
+        options: options of `dgm.infer.gaps`.
     """
     check_count(num_data, "num_data")
     picture, found, about = opened[0].output(out, "gaps.png"), {}, {}
@@ -486,8 +488,8 @@ def check_into(
     """`dgm.infer.check` of a run: rank histograms, and the KL of each dimension.
 
     Args:
-        num_data: how many data the activity of units is measured on.
-        options: of `dgm.infer.check`.
+        num_data: number of data on which the activity of units is measured.
+        options: options of `dgm.infer.check`.
     """
     check_count(num_data, "num_data")
     picture = run.output(out, "checks.png")
@@ -507,12 +509,12 @@ def detect_into(
     normal: str | None = None,
     **options: Any,
 ) -> Shown[anomaly.Anomalies]:
-    """`dgm.anomaly.detect` by a run: a picture of the most anomalous, and a CSV beside it.
+    """`dgm.anomaly.detect` with a run: a picture of the most anomalous data, and a CSV next to it.
 
     Args:
-        background: the folder of a run; ensemble: those of several.
-        normal: data in the place of the run's test split.
-        options: of `dgm.anomaly.detect`.
+        background: folder of a run; ensemble: folders of several runs.
+        normal: normal data, instead of the run's test split.
+        options: options of `dgm.anomaly.detect`.
     """
     picture = run.output(out, "anomalies.png")
     points = run.points("test", data)
@@ -541,10 +543,10 @@ def detect_into(
 
 
 def classify_into(run: OpenRun, out: Path | None, data: str, **options: Any) -> Shown[classification.Answers]:
-    """`dgm.classification.answer` by a run: a CSV, and a picture beside it.
+    """`dgm.classification.answer` with a run: a CSV, and a picture next to it.
 
     Args:
-        options: of `dgm.classification.answer`.
+        options: options of `dgm.classification.answer`.
     """
     table = run.output(out, "classified.csv")
     points, reference = run.points("test", data), run.points("test")
@@ -562,7 +564,7 @@ def classify_into(run: OpenRun, out: Path | None, data: str, **options: Any) -> 
 
 
 def _by_name(records: list[dict[str, Any]], classes: list[str] | None) -> list[dict[str, Any]]:
-    """Answers with the names of the classes in the place of their numbers, where they have names."""
+    """Answers with the names of the classes instead of their numbers, if they have names."""
     if classes is None:
         return records
     names = {f"p_{i}": f"p_{name}" for i, name in enumerate(classes)}
@@ -573,7 +575,7 @@ def _by_name(records: list[dict[str, Any]], classes: list[str] | None) -> list[d
 
 
 def _accuracy(program: Program, points: Data, progress: bool, size: int = 8192) -> float:
-    """The accuracy of p(y | x) on labeled data, of which so many are in memory at once."""
+    """The accuracy of p(y | x) on labeled data, of which ``size`` are in memory at once."""
     probabilities, labels = [], []
     for part in points.taken(slice(start, start + size) for start in range(0, len(points), size)):
         assert part.y is not None
@@ -592,19 +594,19 @@ def represent_into(
     seed: int = 0,
     **options: Any,
 ) -> Shown[representations.Representation]:
-    """`dgm.representations.represent` by a run: a map of the codes, pictures along them, and a .npy file.
+    """`dgm.representations.represent` with a run: a map of the codes, pictures along them, and a .npy file.
 
     Args:
         num_data: the largest number of data, and of training data for the probe.
-        curve: of the interpolation.
-        options: of `dgm.representations.represent`.
+        curve: curve of the interpolation.
+        options: options of `dgm.representations.represent`.
     """
     check_count(num_data, "num_data")
     picture = run.output(out, "representation.png")
     if isinstance(run.program, Labeled):
-        run.program.program.code_named()  # or why there is none
+        run.program.program.code_named()  # raises if there is no code
         raise ValueError(
-            f"{run.folder} has a code for each class, and no map of all of them; in Python: labeled = "
+            f"{run.folder} has a code for each class, but no common map of them; in Python: labeled = "
             f"dgm.load({str(run.folder)!r}); dgm.representations.encode(labeled.program, x, labeled.classify(x))"
         )
     points, train = run.points("test", data)[:num_data], None
@@ -628,8 +630,8 @@ def doctor_of(
     """`dgm.doctor` on the folder of a run, a model by name, or the pair that FILE.py:MODEL,GUIDE names.
 
     Args:
-        data: what to check on. By default that of the run; digits for a name.
-        arguments: the name in the file that gives the arguments of the pair.
+        data: data for the check; default those of the run, or digits for a model name.
+        arguments: name in the file of the arguments of the pair.
         parts: prior, encoder and likelihood of a model by name.
     """
     if ":" in target and not Path(target).is_dir():
@@ -640,7 +642,7 @@ def doctor_of(
         swaps: dict[str, Any] = {name: choice for name, choice in parts.items() if choice is not None}
         return doctor(build(target, points, **swaps), points)
     if target.endswith(".py"):
-        raise ValueError(f"{target} is a file: name what is in the file: {target}:MODEL,GUIDE")
+        raise ValueError(f"{target} is a file: name the model and the guide in it, {target}:MODEL,GUIDE")
     run = open_run(Path(target), "cpu", data_dir)
     return doctor(run.program, run.points("train", data)[:64])
 
@@ -658,18 +660,18 @@ def infer_of(
     progress: bool = False,
     **options: Any,
 ) -> Shown[infer.GuideComparison]:
-    """`dgm.infer.compare` on the posterior of the model that FILE.py:MODEL names, and a folder of what it found.
+    """`dgm.infer.compare` on the posterior of the model that FILE.py:MODEL names, and a folder of the results.
 
     Args:
         data: the .json file of the model's arguments.
-        calibrate: the number of simulations of `dgm.infer.sbc` for each guide; 0 leaves it out.
-        guides, gradient_steps, jobs, seed, progress: of both.
-        options: of `dgm.infer.compare`.
+        calibrate: number of simulations of `dgm.infer.sbc` for each guide; 0 leaves it out.
+        guides, gradient_steps, jobs, seed, progress: options of both functions.
+        options: options of `dgm.infer.compare`.
     """
     check_count(calibrate, "calibrate", at_least=0)
     posterior = posterior_from(target, data)
     if calibrate:
-        posterior.simulated(seed)  # a model that makes no data is told before the fits
+        posterior.simulated(seed)  # raises before the fits if the model cannot simulate data
     shared: dict[str, Any] = {"gradient_steps": gradient_steps, "jobs": jobs, "seed": seed, "progress": progress}
     found = infer_into(posterior, out, guides=guides, **shared, **options)
     calibrated = calibrate_into(posterior, out, guides, calibrate, **shared) if calibrate else {}
@@ -680,7 +682,7 @@ def infer_of(
 
 
 def list_of_names() -> str:
-    """Every name that the commands take, with a line on each."""
+    """All names that the commands take, with a line about each."""
 
     def lines(table: Mapping[str, tuple[Any, str]]) -> dict[str, str]:
         return {name: line for name, (_, line) in table.items()}
@@ -705,7 +707,7 @@ def list_of_names() -> str:
 
 
 def list_of_models(data: str, data_dir: str | None = None) -> str:
-    """What each model is when built for data, and its size."""
+    """Each model as built for data, with its size."""
     points, rows = runs.points(data, data_dir=data_dir), []
     for model in MODELS:
         try:

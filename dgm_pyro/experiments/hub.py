@@ -1,12 +1,12 @@
-"""Runs on the Hugging Face hub: a repository holds a run, and a model card that its record says.
+"""Runs on the Hugging Face hub: a repository holds a run, and a model card made from its record.
 
     dgm push runs/vae-digits alice/vae-digits
     dgm pull alice/vae-digits
     dgm sample runs/vae-digits
 
-A pushed run has the files of a run, written anew. Of a file of your own that it was trained on, it has the name, the
-digest, the names of columns and classes, and the words of categories. It does not have the place. A pulled run is read
-as any checkpoint is, which runs no code, and nothing else of the repository is fetched.
+A pushed run has the files of a run, written again. For a training file of your own, it has the file's name, digest,
+names of columns and classes, and words of categories, but not its path. A pulled run is read like any checkpoint, which
+runs no code, and no other file of the repository is fetched.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["pull", "push"]
 
 CURVES = "learning-curves.png"
 FILES = (runs.RECORD, checkpoint.HEADER, "weights-*.safetensors")
-"""What is fetched of a repository."""
+"""The files that are fetched from a repository."""
 
 
 def push(
@@ -49,18 +49,18 @@ def push(
     progress: bool = False,
     api: Any = None,
 ) -> str:
-    """Store a run in a repository of the hub, which is made if need be, in one commit.
+    """Store a run in a repository of the hub, which is created if needed, in one commit.
 
     Its model card has the evidence of the test data. A warning says if they are missing or have changed.
 
     Args:
-        folder: of the run.
-        repo: its name, "user/name".
-        private: whether a repository that is made is private.
-        num_particles, progress: of `dgm.evaluate`.
+        folder: folder of the run.
+        repo: name of the repository, "user/name".
+        private: whether a new repository is private.
+        num_particles, progress: options of `dgm.evaluate`.
         data_dir: folder of the data set's files.
-        api: a `huggingface_hub.HfApi`, with a token and an endpoint of its own. By default those that ``hf auth login``
-            and the environment say.
+        api: a `huggingface_hub.HfApi` with its own token and endpoint; default those of ``hf auth login`` and of the
+            environment.
 
     Returns:
         The address of the repository.
@@ -100,16 +100,20 @@ def pull(
     """Fetch the run in a repository of the hub into the folder ``out``.
 
     Args:
-        repo: its name, "user/name".
-        revision: branch, tag or commit; the newest by default.
-        force: overwrite what is in ``out``.
+        repo: name of the repository, "user/name".
+        out: folder of the run.
+        revision: branch, tag or commit; default the newest.
+        force: whether to overwrite ``out``.
         api: as for `push`.
 
+    Returns:
+        The program and the record of the run.
+
     Raises:
-        FileExistsError: something is in ``out``, and ``force`` is not set.
+        FileExistsError: ``out`` is not empty, and ``force`` is not set.
         CheckpointError, FileNotFoundError, ValueError: the repository holds no run, or a damaged one; nothing has been
             written.
-        ImportError, OSError: as `push`.
+        ImportError, OSError: as for `push`.
     """
     check_type(repo, str, "repo", "the name of a repository, 'user/name'")
     check_path(out, "out")
@@ -130,7 +134,7 @@ def pull(
 
 @contextlib.contextmanager
 def _hub_api(api: Any) -> Iterator[Any]:
-    """The hub; whatever its transport raises is an OSError."""
+    """The hub's API, with all errors of its transport turned into an OSError."""
     if api is None:
         try:
             from huggingface_hub import HfApi
@@ -142,11 +146,11 @@ def _hub_api(api: Any) -> Iterator[Any]:
     except (OSError, ValueError, TypeError):
         raise
     except Exception as error:  # of httpx
-        raise ConnectionError(f"the hub does not answer: {error}") from error
+        raise ConnectionError(f"the hub does not answer, try again later: {error}") from error
 
 
 def _without_paths(record: runs.Record) -> runs.Record:
-    """The record without the places of files."""
+    """The record without the paths of files."""
     reading = dict(record.reading)
     if "test" in reading:
         reading["test"] = Path(reading["test"]).name
@@ -195,7 +199,7 @@ tags: [pyro, generative-model, {type(core_of(program)).__name__.lower()}]
     {formula.p}
 {f"    {formula.q}" if formula.q else ""}
 
-The run of a deep generative model, written by `dgm push`. To read it runs no code:
+The run of a deep generative model, written by `dgm push`. Reading it runs no code:
 
     pip install 'dgm_pyro[hub]'
     dgm pull {repo} --out runs/{name}

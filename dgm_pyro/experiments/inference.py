@@ -1,4 +1,4 @@
-"""Inference on a user's Pyro model, from a file to a folder of results: what ``dgm infer`` does."""
+"""Inference on a user's Pyro model, from a file to a folder of results, for ``dgm infer``."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def posterior_from(target: str, data: str | Path | None = None) -> Posterior:
     """The posterior of the model that ``FILE.py:MODEL`` names.
 
     Args:
-        target: also ``MODULE:MODEL``.
-        data: a .json file with an object of the model's arguments by name; default what ``data`` in the same file is
-            or returns. Names that the model does not take are left out.
+        target: ``FILE.py:MODEL`` or ``MODULE:MODEL``.
+        data: a .json file with an object of the model's arguments by name; default the value or result of ``data`` in
+            the same file. Names that the model does not take are left out.
 
     Raises:
-        ValueError: the target names no model, or the file no such data.
+        ValueError: the target names no model, or the file has no such data.
     """
     model, guide, args, kwargs = pair_from(target)
     if guide is not None:
-        raise ValueError(f"{target!r} names a guide, too: pass FILE.py:MODEL, and the guides by --guides")
+        raise ValueError(f"{target!r} names a guide too: pass FILE.py:MODEL, and the guides by --guides")
     if data is not None:
         args, kwargs = (), arguments_in(model, Path(data))
     return Posterior(model, *args, **kwargs)
@@ -48,7 +48,7 @@ def arguments_in(model: Any, path: Path) -> dict[str, Any]:
     """The arguments of ``model`` that a .json file holds, as tensors.
 
     Raises:
-        ValueError: the file is no JSON object, or lacks an argument; it names both.
+        ValueError: the file is no JSON object, or lacks an argument; the message names both.
     """
     try:
         content = parsed_json(path)
@@ -68,7 +68,7 @@ def arguments_in(model: Any, path: Path) -> dict[str, Any]:
 
 
 def _as_tensor(value: Any) -> Any:
-    """Numbers and lists of them as tensors; anything else as it is."""
+    """Numbers and lists of numbers as tensors; anything else unchanged."""
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
@@ -78,15 +78,16 @@ def _as_tensor(value: Any) -> Any:
 def infer_into(
     posterior: Posterior, out: str | Path, *, guides: Sequence[str], reference: Any = "nuts", **options: Any
 ) -> GuideComparison:
-    """`dgm.infer.compare`, and a folder of what it found.
+    """`dgm.infer.compare`, and a folder of the results.
 
     The folder gets ``table.json``, ``table.txt``, ``marginals.png``, ``k-hats.png``, and for each guide
     ``GUIDE.npz``, its draws of each latent with their log weights, ``GUIDE-pairs.png``, and ``GUIDE.pt``, the values of
-    its parameters. Draws of a reference by NUTS are in ``reference.npz``, their chains in ``traces.png``. What prior
-    and posterior predict, where they can, is in ``prior-predictions.png`` and ``predictions.png``.
+    its parameters. Draws of a reference by NUTS are in ``reference.npz``, and their chains in ``traces.png``.
+    Predictions of the prior and the posterior, where possible, are in ``prior-predictions.png`` and
+    ``predictions.png``.
 
     Args:
-        options: of `dgm.infer.compare`.
+        options: options of `dgm.infer.compare`.
     """
     folder = Path(out)
     if folder.exists() and not folder.is_dir():  # better now than after the fits
@@ -126,8 +127,8 @@ def calibrate_into(
     """`dgm.infer.sbc` of each guide, and in a folder ``GUIDE-calibration.json`` and ``GUIDE-coverage.png``.
 
     Args:
-        num_samples: of simulations; there are as many bins as expect five of them each.
-        options: of `dgm.infer.sbc`.
+        num_samples: number of simulations; the number of bins is such that each expects five of them.
+        options: options of `dgm.infer.sbc`.
     """
     bins = next((bins for bins in BINS if num_samples >= 5 * bins), BINS[-1])
     found = {}

@@ -1,7 +1,7 @@
 """Pictures of programs and their results: each function takes tensors or results, and returns a matplotlib Figure.
 
-Figures are made for a narrow column, so that they stay readable on a phone, in a light and a dark theme, and without
-pyplot: nothing is global, nothing has to be closed.
+Figures are made for a narrow column, so they stay readable on a phone, in a light and a dark theme. They do not use
+pyplot, so there is no global state and nothing has to be closed.
 
 >>> import torch
 >>> from dgm_pyro.experiments import plots
@@ -10,8 +10,8 @@ pyplot: nothing is global, nothing has to be closed.
 >>> len(figure.axes)
 1
 
-Series colors are those of Okabe and Ito (2008), classes those of Petroff (2021, arXiv 2107.02270): both can be told
-apart without full color vision, and no picture rests on color alone.
+Series have the colors of Okabe and Ito (2008), and classes those of Petroff (2021, arXiv 2107.02270). Both can be
+distinguished without full color vision, and no picture relies on color alone.
 """
 
 from __future__ import annotations
@@ -210,7 +210,7 @@ _theme: ContextVar[Theme] = ContextVar("theme", default=THEMES["light"])
 
 
 def write_picture(path: Path, figure: Figure) -> None:
-    """Write a figure as a .png file, in one step; its folder is made if need be."""
+    """Write a figure as a .png file, in one step; its folder is made if needed."""
     content = io.BytesIO()
     figure.savefig(content, format="png")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,7 @@ LINE = 54
 
 
 def _figure(height: float, title: str) -> Figure:
-    """A figure of that height below its title, which takes as many lines as it needs."""
+    """A figure with ``height`` below its title, which is wrapped into as many lines as needed."""
     lines = textwrap.wrap(title, LINE)
     figure = Figure(figsize=(WIDTH, height + 0.17 * len(lines)), layout="constrained")
     if lines:
@@ -261,12 +261,12 @@ def _figure(height: float, title: str) -> Figure:
 
 
 def is_picture(x: Tensor) -> bool:
-    """Whether x are images, ``(N, C, H, W)``, that can be drawn: gray, or in red, green and blue."""
+    """Whether x are images, ``(N, C, H, W)``, that can be drawn: gray or RGB."""
     return x.dim() == 4 and x.shape[1] in (1, 3)
 
 
 def _pixel_values(x: Tensor, levels: int | None) -> np.ndarray:
-    """Images as matplotlib draws them: ``(N, H, W, C)`` between 0 and 1."""
+    """Images in matplotlib's form: ``(N, H, W, C)`` between 0 and 1."""
     values = x.detach().cpu().double().numpy().transpose(0, 2, 3, 1)
     low, high = (0, levels - 1) if levels else (values.min(), values.max())
     shades: np.ndarray = ((values - low) / (high - low or 1)).clip(0, 1)
@@ -284,17 +284,18 @@ def images(
     column_labels: Sequence[str] = (),
     covered: Tensor | None = None,
 ) -> Figure:
-    """Images side by side: of one channel, value 0 is the paper and the highest is ink; of three, they are colors.
+    """A grid of images. With one channel, the value 0 has the color of the paper and the highest that of ink.
 
     Args:
-        x: ``(N, 1, H, W)``, or ``(N, 3, H, W)`` in red, green and blue; row after row.
-        levels: integers 0 .. levels - 1; None scales reals between their extremes.
-        num_columns: how many per row; by default about as many as rows, or one per column label.
-        row_labels, column_labels: at the left, and on top.
-        covered: bool, of the shape of x: covered pixels, in a color of their own.
+        x: ``(N, 1, H, W)``, or ``(N, 3, H, W)`` in red, green and blue; row by row.
+        levels: x holds the integers 0 .. levels - 1; None for reals, which are scaled between their extremes.
+        num_columns: images per row; default about the number of rows, or one per column label.
+        title: title of the figure.
+        row_labels, column_labels: labels on the left and on top.
+        covered: bool, of the shape of x: covered pixels, which are drawn in a separate color.
 
     Raises:
-        ValueError: x is no batch of images of one or three channels.
+        ValueError: x is not a batch of images with one or three channels.
     """
     check_finite(x, "x")
     check_network_options(levels=levels)
@@ -325,7 +326,7 @@ def images(
     figure = Figure(figsize=(WIDTH, total))
     axes = figure.add_axes((margin / WIDTH + 0.01, 0.05 / total, across / WIDTH, down / total))
     colors = _theme.get().gray.with_extremes(bad=_theme.get().paper)
-    # A frame of paper and ink: the outline shows where an image ends, also where it is blank.
+    # A frame of paper and ink, so that the outline of a blank image is visible too.
     axes.imshow(mosaic, cmap=colors, vmin=0, vmax=1, interpolation="nearest")
     cover = ListedColormap([_theme.get().series[5]])
     for i in range(len(values)):
@@ -356,12 +357,14 @@ def plane(
     limits: tuple[float, float] | None = None,
     resolution: int = 150,
 ) -> Figure:
-    """Points of the plane, over a density if there is one.
+    """Points of the plane, over a density if one is passed.
 
     Args:
         samples: ``(N, 2)``.
-        log_density: from points ``(M, 2)`` to log p in nats, ``(M,)``; a tractable program's `log_prob` serves.
-        limits: of both axes; by default those of the samples, or (-4, 4).
+        log_density: a function from points ``(M, 2)`` to log p in nats, ``(M,)``, such as a program's `log_prob`.
+        title: title of the figure.
+        limits: limits of both axes; default those of the samples, or (-4, 4).
+        resolution: points per axis at which the density is evaluated.
 
     Raises:
         ValueError: there is nothing to draw, or the samples are not points of the plane.
@@ -402,7 +405,7 @@ def plane(
 
 @_styled
 def table_of_features(x: Tensor, *, levels: int | None = None, title: str = "") -> Figure:
-    """Data of no particular geometry, one row each: ``(N, D)``."""
+    """A heat map of data, ``(N, D)``, with one row per datum."""
     check_finite(x, "x")
     check_network_options(levels=levels)
     values = x.detach().cpu().double().flatten(1).numpy()
@@ -418,7 +421,7 @@ def table_of_features(x: Tensor, *, levels: int | None = None, title: str = "") 
 
 
 MOST_COLUMNS = 12
-"""Columns of a table that a picture has, from the first."""
+"""Largest number of columns of a table in a picture, from the first."""
 
 
 @_styled
@@ -438,7 +441,7 @@ def by_column(
         columns: names of the D columns.
         words: of a column whose values are their numbers, by its name.
         marked: bool, ``(N,)``: rows to mark by lines.
-        most: how many columns are drawn at most, from the first.
+        most: largest number of columns drawn, from the first.
     """
     check_finite(x, "x")
     _check_columns(columns, x)
@@ -541,15 +544,15 @@ def imputations(
 ) -> Figure:
     """One row per datum: x itself, x with the hidden part covered, and draws of that part given the rest.
 
-    Points of the plane have a panel each instead, with the datum, the draws, and a line where they agree. The columns
-    of a table have a panel each: for each datum the value where it was observed, and the draws where not.
+    For points of the plane, there is a panel per datum with the datum, the draws, and a line where they agree. For a
+    table, there is a panel per column: for each datum the value if it was observed, else the draws.
 
     Args:
-        x: ``(N, *event_shape)``; what has no rows is drawn as one row of features.
+        x: ``(N, *event_shape)``; data without rows are drawn as one row of features.
         mask: bool, True where observed, ``event_shape`` or ``(N, *event_shape)``.
         samples: ``(S, N, *event_shape)``.
-        columns: names of the columns of a table; words: as `by_column` takes them.
-        most: how many columns are drawn at most: those that miss the most values, in their order.
+        columns: names of the columns of a table; words: as in `by_column`.
+        most: largest number of columns drawn: those that miss the most values, in their order.
     """
     check_dense(x, "x")
     check_dense(mask, "mask")
@@ -613,7 +616,7 @@ def _imputed_points(x: Tensor, seen: Tensor, samples: Tensor, title: str) -> Fig
         axes.locator_params(nbins=4)
         if i % columns == 0:
             axes.set_ylabel("$x_2$")
-        if i + columns >= len(x):  # the lowest of its column
+        if i + columns >= len(x):  # the lowest panel of its column
             axes.set_xlabel("$x_1$")
             axes.tick_params(labelbottom=True)
         if known[0]:
@@ -634,9 +637,9 @@ def _imputed_points(x: Tensor, seen: Tensor, samples: Tensor, title: str) -> Fig
 
 @_styled
 def learning_curves(history: History, *, title: str = "") -> Figure:
-    """Loss and validation loss; where there is a KL, its terms and the reconstruction apart, below.
+    """Loss and validation loss; with a KL, also its terms and the reconstruction in a panel below.
 
-    Validation of an adversarial objective, which has other units than its loss, gets separate axes.
+    The validation of an adversarial objective has other units than its loss, so it gets separate axes.
 
     Raises:
         ValueError: the history is empty.
@@ -679,7 +682,7 @@ MOST_TERMS = 8
 
 
 def _loss_terms(history: History) -> dict[str, list[float]]:
-    """The parts of the loss, by name, less those of factors and plates that are always zero."""
+    """The parts of the loss by name, without those of factors and plates that are always zero."""
     terms = {}
     for site in history.epochs[0].reconstruction:
         terms[f"reconstruction of {site}", "_likelihood"] = [-each.reconstruction[site] for each in history.epochs]
@@ -695,7 +698,7 @@ def _loss_terms(history: History) -> dict[str, list[float]]:
 
 
 def _from_start(axes: Axes, losses: Sequence[float]) -> None:
-    """Leave out what lies far above the rest: the first steps, which would flatten all others."""
+    """Crop values far above the rest, such as the first epochs, which would flatten the curves."""
     low, *rest = sorted(losses)
     high = rest[int(0.9 * len(rest)) - 1] if len(rest) >= 9 else math.inf
     if losses[0] > high + 1.5 * (high - low):
@@ -709,11 +712,13 @@ def _from_start(axes: Axes, losses: Sequence[float]) -> None:
 def bits_per_dim(
     evidences: Mapping[str, Evidence], *, reference: float | None = None, reference_label: str = "", title: str = ""
 ) -> Figure:
-    """Bits per dimension with bars of two standard errors: full dots are exact, open ones bounds.
+    """Bits per dimension with bars of two standard errors; full dots are exact, open dots are bounds.
 
     Args:
-        evidences: by name, drawn from the top.
-        reference: a value to beat, drawn as a line.
+        evidences: evidences by name, drawn from the top.
+        reference: a baseline, drawn as a line.
+        reference_label: label of the baseline.
+        title: title of the figure.
 
     Raises:
         ValueError: masses and densities are mixed, or there is nothing to draw.
@@ -725,7 +730,7 @@ def bits_per_dim(
         raise ValueError("there is nothing to draw: evidences is empty")
     measures = {evidence.measure for evidence in evidences.values()}
     if len(measures) > 1:
-        raise ValueError("masses and densities are not comparable: draw them apart")
+        raise ValueError("evidences has both masses and densities, which are not comparable: draw them separately")
     figure, axes = _horizontal_rows(list(evidences), title)
     colors = _theme.get()
     for row, evidence in enumerate(evidences.values()):
@@ -760,10 +765,10 @@ def bits_per_dim(
 
 @_styled
 def aurocs(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Figure:
-    """Areas under the ROC curve, a row for each program, a mark for each kind of anomaly.
+    """Areas under the ROC curve, with a row for each program and a mark for each kind of anomaly.
 
     Args:
-        values: by program, then by kind of anomaly, in [0, 1].
+        values: areas in [0, 1], by program and then by kind of anomaly.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -780,7 +785,7 @@ def aurocs(values: Mapping[str, Mapping[str, float]], *, title: str = "") -> Fig
     axes.axvline(1.0, color=_theme.get().muted, linewidth=1, linestyle=":")
     lowest = min(value for each in values.values() for value in each.values())
     axes.set_xlim(min(0.45, lowest - 0.05), 1.03)
-    axes.set(xlabel="AUROC (0.5: guessing, 1: never wrong)")
+    axes.set(xlabel="AUROC (0.5: chance, 1: perfect)")
     figure.legend(loc="outside lower left", ncols=2)
     return figure
 
@@ -798,10 +803,10 @@ def _horizontal_rows(names: list[str], title: str) -> tuple[Figure, Axes]:
 def score_histograms(scores: Mapping[str, Tensor], *, title: str = "", bins: int = 50) -> Figure:
     """Histograms of log p(x), one for each set of data, on common bins.
 
-    The first bin holds the lowest 1 % of all data, too, however far below it they are; the axis says so.
+    The first bin also holds the lowest 1 % of all data, which may be far below; the axis label says so.
 
     Args:
-        scores: by data set, log p(x) or its bound in nats, ``(N,)``; the first is filled.
+        scores: log p(x) or its bound in nats, ``(N,)``, by data set; the first histogram is filled.
 
     Raises:
         ValueError: there is nothing to draw, or a score is not finite.
@@ -813,9 +818,9 @@ def score_histograms(scores: Mapping[str, Tensor], *, title: str = "", bins: int
         raise ValueError("there is nothing to draw: a set of scores is empty")
     for name, values in arrays.items():
         if not np.isfinite(values).all():
-            raise ValueError(f"scores of {name!r} hold NaN or infinite values")
+            raise ValueError(f"scores of {name!r} hold NaN or infinite values: drop those data")
     every = np.concatenate(list(arrays.values()))
-    # The far tail of an anomaly would squeeze all the rest into one bin.
+    # The far tail of anomalies would squeeze all other data into one bin.
     low, high = np.quantile(every, 0.01), every.max()
     edges = np.linspace(low, high + 1e-6 * (1 + abs(high)), bins + 1)
     figure = _figure(2.6, title)
@@ -835,7 +840,7 @@ def score_histograms(scores: Mapping[str, Tensor], *, title: str = "", bins: int
 
 
 def _rounded(number: float) -> str:
-    """Four digits or more, without an exponent."""
+    """The number with at least four digits and without an exponent."""
     return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.4g}"
 
 
@@ -844,11 +849,11 @@ def _rounded(number: float) -> str:
 
 @_styled
 def marginals(found: GuideComparison, *, title: str = "", most: int = 8) -> Figure:
-    """Histograms of each latent: the reference filled, the draws of each guide as lines.
+    """Histograms of each latent, filled for the reference and as lines for the draws of each guide.
 
     Args:
-        found: of `dgm.infer.compare`.
-        most: scalars to draw at most; those on which the guides differ most from the reference, or else the first.
+        found: the result of `dgm.infer.compare`.
+        most: largest number of scalars drawn: those on which the guides differ most from the reference, or the first.
     """
     check_type(found, GuideComparison, "found", "the result of dgm.infer.compare")
     check_count(most, "most")
@@ -880,13 +885,13 @@ def marginals(found: GuideComparison, *, title: str = "", most: int = 8) -> Figu
 
 @_styled
 def pairs(found: GuideComparison, guide: str, *, title: str = "", most: int = 3, num_points: int = 400) -> Figure:
-    """Scatter plots of pairs of latents: the reference below, the draws of one guide above.
+    """Scatter plots of pairs of latents: the reference below the diagonal, the draws of one guide above it.
 
     Args:
-        found: of `dgm.infer.compare`.
+        found: the result of `dgm.infer.compare`.
         guide: the name of a row.
-        most: scalars at most, those on which this guide is worst.
-        num_points: how many draws of each to show.
+        most: largest number of scalars: those on which this guide is worst.
+        num_points: number of draws shown for each.
     """
     check_type(found, GuideComparison, "found", "the result of dgm.infer.compare")
     check_choice(guide, [row.name for row in found.rows], "guide")
@@ -915,7 +920,7 @@ def pairs(found: GuideComparison, guide: str, *, title: str = "", most: int = 3,
 
 @_styled
 def k_hats(found: GuideComparison, *, title: str = "") -> Figure:
-    """k-hat of each guide, and the threshold above which its weights cannot be trusted."""
+    """k-hat of each guide, and the threshold above which its weights are not reliable."""
     check_type(found, GuideComparison, "found", "the result of dgm.infer.compare")
     if not found.rows:
         raise ValueError("there is nothing to draw: no guide was fitted")
@@ -927,19 +932,19 @@ def k_hats(found: GuideComparison, *, title: str = "") -> Figure:
     for row, value in enumerate(values):
         axes.annotate(f"{value:.2f}", (max(0.0, min(value, 2.0)), row), (4, 0), textcoords="offset points", va="center")
     axes.margins(x=0.14)
-    axes.set_xlabel("k-hat; beyond the dashed line the guide misses a part")
+    axes.set_xlabel("k-hat; beyond the dashed line, weights are not reliable")
     return figure
 
 
 @_styled
 def chains(found: Chains, *, title: str = "", most: int = 4) -> Figure:
-    """The draws of each chain in their order, those of divergent trajectories marked below.
+    """Trace plots of each chain, with divergent trajectories marked below.
 
     Chains that mix look alike, and none of them drifts.
 
     Args:
-        found: of `dgm.infer.nuts`.
-        most: scalars to draw at most, those whose chains differ most for their spread.
+        found: the result of `dgm.infer.nuts`.
+        most: largest number of scalars drawn: those whose chains differ most, relative to their spread.
     """
     check_type(found, Chains, "found", "the result of dgm.infer.nuts")
     check_count(most, "most")
@@ -963,11 +968,11 @@ def chains(found: Chains, *, title: str = "", most: int = 4) -> Figure:
 
 @_styled
 def predictions(found: PredictiveCheck, *, title: str = "", bins: int = 20) -> Figure:
-    """Histograms of the data, and the band that holds those of 90 % of the replicates.
+    """Histograms of the data, and the band that contains those of 90 % of the replicates.
 
     Args:
-        found: of `dgm.infer.predictive_check`.
-        bins: how many; of whole numbers at most so many, and each bin holds as many of them.
+        found: the result of `dgm.infer.predictive_check`.
+        bins: number of bins; for whole numbers at most so many, each with equally many of them.
     """
     check_type(found, PredictiveCheck, "found", "the result of dgm.infer.predictive_check")
     check_count(bins, "bins")
@@ -1007,7 +1012,7 @@ def _scalars(values: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _scalar_draws(found: GuideComparison) -> list[dict[str, Any]]:
-    """Draws of each scalar by its name, ``(N,)``: of the reference, where there is one, and of each guide."""
+    """Draws of each scalar by its name, ``(N,)``: of the reference, if there is one, and of each guide."""
     vectors: list[Any] = [found.reference] if found.reference is not None else []
     vectors += [row.weighted.u for row in found.rows]
     with torch.no_grad():
@@ -1031,11 +1036,13 @@ def curves(
     title: str = "",
     percent: Sequence[str] = (),
 ) -> Figure:
-    """Panels under one another, on one x axis, with a line for each name.
+    """Panels stacked on one x axis, with a line for each name.
 
     Args:
         x: positions, in the units of ``xlabel``.
-        panels: by the label of the y axis, then by name, values at ``x``; one name has one color throughout.
+        panels: values at ``x``, by the label of the y axis and then by name; a name has one color in all panels.
+        xlabel: label of the x axis.
+        title: title of the figure.
         percent: panels whose values are shares, from 0 to 1.
 
     Raises:
@@ -1046,7 +1053,7 @@ def curves(
     for lines in panels.values():
         for name, values in lines.items():
             if len(values) != len(x):
-                raise ValueError(f"{name!r} has {len(values)} values, but x has {len(x)}")
+                raise ValueError(f"{name!r} has {len(values)} values, but x has {len(x)}: pass one value per position")
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     figure = _figure(1.7 * len(panels) + 0.7, title)
     for axes, (label, lines) in zip(
@@ -1068,10 +1075,10 @@ def curves(
 
 @_styled
 def reliability(probabilities: Mapping[str, Tensor], y: Tensor, *, title: str = "", bins: int = 10) -> Figure:
-    """Accuracy against confidence: on the diagonal, accuracy equals confidence.
+    """A reliability diagram: accuracy against confidence, which are equal on the diagonal.
 
     Args:
-        probabilities: by classifier, p(y | x), ``(N, classes)``.
+        probabilities: p(y | x), ``(N, classes)``, by classifier.
         y: true labels, ``(N,)``.
 
     Raises:
@@ -1099,7 +1106,7 @@ def reliability(probabilities: Mapping[str, Tensor], y: Tensor, *, title: str = 
     axes.xaxis.set_major_formatter(percent)
     axes.yaxis.set_major_formatter(percent)
     axes.set(xlim=(0, 1.03), ylim=(-0.03, 1.03))
-    figure.legend(loc="outside lower left", ncols=1)  # within the axes it may lie on a point
+    figure.legend(loc="outside lower left", ncols=1)  # within the axes it could cover a point
     return figure
 
 
@@ -1113,7 +1120,7 @@ def answers(
     num_columns: int = 6,
     title: str = "",
 ) -> Figure:
-    """Images, each under its most probable class and that class's probability; rejected ones are struck through.
+    """Images with their most probable class and its probability on top; rejected ones are struck through.
 
     Args:
         x: ``(N, 1, H, W)`` or ``(N, 3, H, W)``.
@@ -1121,7 +1128,7 @@ def answers(
         rejected: bools, ``(N,)``.
 
     Raises:
-        ValueError: x is no batch of images, or the rows do not match.
+        ValueError: x is not a batch of images, or the numbers of rows differ.
     """
     for name, each in (("x", x), ("probabilities", probabilities), ("rejected", rejected)):
         check_finite(each, name)
@@ -1151,7 +1158,7 @@ def answers(
 
 @_styled
 def latent_map(z: Tensor, y: Tensor | None = None, *, title: str = "") -> Figure:
-    """Latents in the plane, colored by label; more than two dimensions are projected on their principal components.
+    """Latents in the plane, colored by label; more than two dimensions are projected onto two principal components.
 
     Args:
         z: ``(N, ...)``, at least two data of at least two features.
@@ -1170,7 +1177,7 @@ def latent_map(z: Tensor, y: Tensor | None = None, *, title: str = "") -> Figure
     if flat.shape[1] > 2:
         flat = flat - flat.mean(0)
         _, scale, axes_of = torch.linalg.svd(flat, full_matrices=False)
-        share = scale.square() / scale.square().sum().clamp_min(1e-300)  # data that are all alike have none
+        share = scale.square() / scale.square().sum().clamp_min(1e-300)  # equal data have variance 0
         flat = flat @ axes_of[:2].T
         labels = [f"principal component {i + 1} ({100 * share[i]:.0f} % of the variance)" for i in range(2)]
     figure = _figure(4.3, title)
@@ -1196,16 +1203,16 @@ def representation(
 ) -> dict[str, Figure]:
     """Pictures of codes by name: "map", "interpolation" between pairs of data, "traversals", and the "grid" of a plane.
 
-    Those that the program, its code or the number of data do not allow are left out.
+    Pictures that the program, its code or the number of data do not allow are left out.
 
     Args:
-        found: what `representations.represent` found.
-        program: that it found it of.
+        found: the result of `representations.represent`.
+        program: the program of that result.
         x: the data, ``(N, *event_shape)``.
-        curve: between two codes, a name in `representations.CURVES`.
-        title: of the map.
+        curve: curve between two codes, a name in `representations.CURVES`.
+        title: title of the map.
     """
-    check_type(found, Representation, "found", "what dgm.representations.represent returns")
+    check_type(found, Representation, "found", "the result of dgm.representations.represent")
     check_program(program)
     check_finite(x, "x")
     check_choice(curve, CURVES, "curve")
@@ -1234,7 +1241,7 @@ def representation(
             levels=levels,
             row_labels=[f"{site}[{i}]" for i in by_use],
             column_labels=[str(value) for value in values],
-            title="One feature moved at a time, the most used first",
+            title="One feature changed at a time, the most active first",
         )
     if nearest and tuple(z.shape[1:]) == (2,):
         plane_of_z = grid(program)
@@ -1242,7 +1249,7 @@ def representation(
             plane_of_z.flatten(0, 1),
             levels=levels,
             num_columns=plane_of_z.shape[1],
-            title=f"What each {site} stands for",
+            title=f"Decoded grid of {site}",
         )
     return figures
 
@@ -1254,10 +1261,12 @@ def representation(
 def heat_map(
     panels: Mapping[str, Mapping[tuple[str, str], tuple[float, float]]], title: str = "", *, lowest_is_best: bool = True
 ) -> Figure:
-    """A number for each row and column, written in its cell over the standard error; the best is framed.
+    """A heat map with mean and standard error written in each cell; the best cell is framed.
 
     Args:
-        panels: by title, and then by (row, column): mean and standard error; NaN where there is none.
+        panels: mean and standard error by title and then by (row, column); NaN for a missing cell.
+        title: title of the figure.
+        lowest_is_best: whether the lowest number is the best, and not the highest.
 
     Raises:
         ValueError: there is no number to draw.
@@ -1276,7 +1285,7 @@ def heat_map(
     for axes, (name, cells), rows in zip(grid, panels.items(), rows_of, strict=True):
         columns = list(dict.fromkeys(column for _, column in cells))
         values = np.array([[cells.get((row, column), (math.nan,))[0] for column in columns] for row in rows])
-        # Half of the colors: the text on them stays readable, and the best is the strongest.
+        # Half of the color map, so that text stays readable and the best cell has the strongest color.
         shade = (high - values) / (high - low or 1)
         shade = 0.05 + 0.45 * (shade if lowest_is_best else 1 - shade)
         axes.imshow(shade, cmap=_theme.get().heat.with_extremes(bad=_theme.get().paper), vmin=0, vmax=1, aspect="auto")
@@ -1316,7 +1325,7 @@ def gaps(found: Mapping[str, Gaps], *, title: str = "") -> Figure:
     """Bars from the ELBO to log p(x), one for each guide: approximation gap, then amortization gap.
 
     Args:
-        found: by the name of the guide; error bars are two standard errors of each gap.
+        found: gaps by the name of the guide; error bars are two standard errors of each gap.
 
     Raises:
         ValueError: there is nothing to draw.
@@ -1359,9 +1368,9 @@ def worst_explained(found: Gaps, *, levels: int | None = None, num_data: int = 8
     """Images with the lowest log p(x), in nats, above those with the largest gap.
 
     Raises:
-        ValueError: x is no batch of images.
+        ValueError: x is not a batch of images.
     """
-    check_type(found, Gaps, "found", "what infer.gaps returns")
+    check_type(found, Gaps, "found", "the result of infer.gaps")
     check_count(num_data, "num_data")
     num_data = min(num_data, len(found.x))
     low, wide = found.worst(num_data), found.total.argsort(descending=True)[:num_data]
@@ -1373,13 +1382,14 @@ def worst_explained(found: Gaps, *, levels: int | None = None, num_data: int = 8
 def calibration(found: Checks, *, title: str = "", most: int = 6) -> Figure:
     """Rank histograms of the worst dimensions, and the KL of every dimension.
 
-    Flat histograms within the band are calibrated; a U is too narrow a guide, a hump too wide a one.
+    Flat histograms within the band mean a calibrated guide, a U a guide that is too narrow, and a hump one that is too
+    wide.
 
     Args:
-        found: of `dgm_pyro.infer.check`.
-        most: draw at most so many histograms, the least uniform first.
+        found: the result of `dgm_pyro.infer.check`.
+        most: largest number of histograms, the least uniform first.
     """
-    check_type(found, Checks, "found", "what infer.check returns")
+    check_type(found, Checks, "found", "the result of infer.check")
     check_count(most, "most")
     ranks, colors = found.calibration, _theme.get()
     ordered = sorted(
@@ -1432,22 +1442,22 @@ def calibration(found: Checks, *, title: str = "", most: int = 6) -> Figure:
 
 @_styled
 def coverage(found: Calibration, *, title: str = "", most: int = 4) -> Figure:
-    """How often central intervals of q hold the true z, by their mass; the diagonal is calibrated.
+    """Coverage of central intervals of q against their mass; a calibrated q is on the diagonal.
 
-    Below it q is too narrow, above it too wide. The band holds 99 % of calibrated curves at each mass.
+    Below the diagonal q is too narrow, above it too wide. The band contains 99 % of calibrated curves at each mass.
 
     Args:
-        found: of `dgm_pyro.infer.sbc`.
-        most: draw at most so many dimensions, those that are farthest off.
+        found: the result of `dgm_pyro.infer.sbc`.
+        most: largest number of dimensions, those farthest from the diagonal.
     """
-    check_type(found, Calibration, "found", "what infer.sbc returns")
+    check_type(found, Calibration, "found", "the result of infer.sbc")
     check_count(most, "most")
     levels = np.linspace(0.01, 1.0, 100)
     each = {site: np.stack([found.coverage(site, float(level)).numpy() for level in levels]) for site in found.ranks}
     every = {f"{site}[{i}]": values[:, i] for site, values in each.items() for i in range(values.shape[1])}
     worst = sorted(every, key=lambda name: -float(np.abs(every[name] - levels).max()))[:most]
     figure, colors = _figure(3.0, title), _theme.get()
-    axes = figure.add_subplot(xlabel="mass of the interval", ylabel="share of simulations that it holds")
+    axes = figure.add_subplot(xlabel="mass of the interval", ylabel="coverage: share of simulations in it")
     band = 2.576 * np.sqrt(levels * (1 - levels) / len(next(iter(found.ranks.values()))))
     axes.fill_between(levels, levels - band, levels + band, color=colors.rule, zorder=0)
     axes.plot(levels, levels, color=colors.muted, linewidth=1, linestyle=":")

@@ -1,4 +1,4 @@
-"""Reports: one HTML file that carries its pictures, for phones and desktops, light and dark.
+"""Reports: one HTML file that includes its pictures, for phones and desktops, light and dark.
 
 The parts are plain data, so any results can become a report:
 
@@ -32,7 +32,7 @@ __all__ = ["Column", "PageTable", "Picture", "Report", "Section", "TableCell", "
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture in both themes, as PNG bytes; ``alt`` says what is in it, to those who cannot see it."""
+    """A picture in both themes, as PNG bytes; ``alt`` describes it for those who cannot see it."""
 
     name: str
     alt: str
@@ -42,11 +42,11 @@ class Picture:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Both as data URIs."""
+        """Both themes as data URIs."""
         return {theme: _data_uri(content) for theme, content in (("light", self.light), ("dark", self.dark))}
 
     def save(self, folder: Path) -> Path:
-        """Write the light one to ``folder/name.png``."""
+        """Write the light theme to ``folder/name.png``."""
         path = folder / f"{self.name}.png"
         write_file(path, self.light)
         return path
@@ -72,7 +72,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class PageTable:
-    """Columns, and rows of as many cells; the first cell names its row. ``muted`` rows are there for reference."""
+    """Columns, and rows with one cell per column; the first cell names its row. ``muted`` rows are references."""
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[TableCell]]
@@ -81,7 +81,9 @@ class PageTable:
     def __post_init__(self) -> None:
         for i, row in enumerate(self.rows):
             if len(row) != len(self.columns):
-                raise ValueError(f"row {i} has {len(row)} cells, but there are {len(self.columns)} columns")
+                raise ValueError(
+                    f"row {i} has {len(row)} cells, but there are {len(self.columns)} columns: pass one per column"
+                )
 
     def as_text(self) -> str:
         """The table for the terminal."""
@@ -101,13 +103,13 @@ class Section:
     parts: Sequence[Section] = ()
 
     def all_pictures(self) -> list[Picture]:
-        """Its own, and those of its parts."""
+        """Its own pictures, and those of its parts."""
         return [*self.pictures, *(picture for part in self.parts for picture in part.all_pictures())]
 
 
 @dataclass(frozen=True)
 class Report:
-    """A page: a title, what it shows in a sentence or two, a table, sections, and how it came about."""
+    """A page: a title, a lead of one or two sentences, a table, sections, and facts about the run."""
 
     title: str
     lead: str
@@ -123,7 +125,7 @@ def picture(name: str, draw: Callable[[], Figure], alt: str, caption: str = "") 
 
     Args:
         name: stem of its file.
-        draw: makes the figure, by functions of `dgm_pyro.experiments.plots`; called once for each theme.
+        draw: a function that makes the figure with `dgm_pyro.experiments.plots`; called once for each theme.
     """
     pngs = {}
     for theme in plots.THEMES:
@@ -136,7 +138,7 @@ def picture(name: str, draw: Callable[[], Figure], alt: str, caption: str = "") 
 
 @functools.cache
 def environment() -> jinja2.Environment:
-    """The templates of the package."""
+    """The jinja2 environment with the templates of the package."""
     return jinja2.Environment(
         loader=jinja2.PackageLoader("dgm_pyro"),
         autoescape=True,
@@ -147,12 +149,12 @@ def environment() -> jinja2.Environment:
 
 
 def render(report: Report) -> str:
-    """The page as HTML, without reference to anything outside it."""
+    """The page as HTML, without references to other files or addresses."""
     return environment().get_template("report.html.j2").render(report=report, themes=plots.THEMES)
 
 
 def write(report: Report, path: str | os.PathLike[str]) -> None:
-    """`render` to a file, which is replaced in one step."""
+    """Write the HTML of `render` to a file, which is replaced in one step."""
     write_text(Path(path), render(report))
 
 

@@ -1,8 +1,8 @@
-"""Runs: one folder with a trained program (a checkpoint) and, in ``run.json``, how it came about.
+"""Runs: one folder with a trained program (a checkpoint) and, in ``run.json``, the record of its training.
 
-``dgm.load`` reads the program alone from the same folder. ``run.json`` names the digest of the weights that it is the
-record of, and ``program.json``, which is replaced in one step, holds a copy of it: whoever reads while another writes,
-or after a writer was killed, reads one run.
+``dgm.load`` reads the program alone from the same folder. ``run.json`` names the digest of its weights, and
+``program.json``, which is replaced in one step, holds a copy of the record. So a reader always reads one consistent
+run, also while another process writes and after a writer was killed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Kind = type | types.UnionType | Mapping[str, type | types.UnionType]
 KINDS: dict[str, Kind] = {
     "model": str, "data": str, "data_dir": str | None, "options": dict, "history": {"seconds": int | float}
 }  # fmt: skip
-"""Fields of a record."""
+"""Types of the fields of a record."""
 
 READING: dict[str, Kind] = {
     "columns": list, "kinds": dict, "classes": list, "label": str, "given": list | tuple | str, "test": str,
@@ -60,14 +60,14 @@ READING: dict[str, Kind] = {
 
 @dataclass(frozen=True)
 class Record:
-    """The record of how a program was made.
+    """The record of the training of a program.
 
     Attributes:
-        model: the name given to `dgm.build`.
-        data: the name given to `dgm.data.load`, or the path given to `dgm.data.open`; data_dir: the folder that the
-            former read.
-        options: of the model and of the training, by name; "reading" has those of `points`.
-        history: that of the training, as plain Python.
+        model: the name passed to `dgm.build`.
+        data: the name passed to `dgm.data.load`, or the path passed to `dgm.data.open`.
+        data_dir: the folder from which a named data set was read.
+        options: options of the model and of the training, by name; "reading" has those of `points`.
+        history: history of the training, as plain Python.
     """
 
     model: str
@@ -78,7 +78,7 @@ class Record:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """How the data are read from a file; empty for a named set."""
+        """The options for reading the data from a file; empty for a named data set."""
         found: dict[str, Any] = self.options.get("reading", {})
         return found
 
@@ -95,7 +95,7 @@ class Record:
         """A split of the data that the program was trained on.
 
         Raises:
-            ValueError: the file is another than at the training.
+            ValueError: the file has changed since the training.
         """
         return points(self.data, split, self.reading, data_dir or self.data_dir, num_data, seed)
 
@@ -112,27 +112,28 @@ def points(
     num_data: int | None = None,
     seed: int = 0,
 ) -> Data:
-    """Data by the name of a set, or from a file.
+    """Data by the name of a data set, or from a file.
 
-    A random fifth of a file is its test split, the same for every seed; or its test data are another file.
+    The test split of a file is a random fifth of it, the same for every seed, or another file.
 
     Args:
-        data: a name of `dgm.data.load`, or a path of `dgm.data.open`.
-        split: "train" or "test", or what else a named set has.
-        reading: options of `dgm.data.open` for a file; "test", the path of its test data; "digests", what it and they
-            must have in `Data.digest`.
+        data: a name for `dgm.data.load`, or a path for `dgm.data.open`.
+        split: "train" or "test", or another split of a named set.
+        reading: options of `dgm.data.open` for a file; "test", the path of its test data; "digests", the required
+            `Data.digest` of both.
         data_dir: folder of the files of a named set.
-        num_data: how many, at random by ``seed``; all by default.
+        num_data: size of a random subset; all data by default.
+        seed: seed of the subset.
 
     Raises:
-        ValueError, FileNotFoundError: there is no such set and no such file; or a file has changed.
+        ValueError, FileNotFoundError: there is no such data set or file, or a file has changed.
     """
     check_type(data, str, "data", "the name of a data set or a path")
     options = dict(reading or {})
     if data in data_sets.NAMES:
         if options:
             raise ValueError(
-                f"reading a file is what {', '.join(options)} are for, but {data} is a data set: leave them out"
+                f"{', '.join(options)} are options for reading a file, but {data} is a data set: leave them out"
             )
         return data_sets.load(data, split, data_dir=data_dir, num_data=num_data, seed=seed)
     if split not in SPLITS:
@@ -144,7 +145,7 @@ def points(
 
 
 def _split_of(found: Data, split: str, whole: bool, num_data: int | None, seed: int = 0) -> Data:
-    """A split of what was read; of a ``whole`` file, which has both splits, its share."""
+    """A split of the data that were read; for a ``whole`` file, which has both splits, a part of it."""
     if whole:
         found = found.split(TEST_SHARE)[SPLITS.index(split)]
     return subset(found, num_data, np.random.default_rng((seed, SPLITS.index(split))), split)
@@ -160,8 +161,8 @@ def _read_source(data: str, options: Mapping[str, Any], digest: str | None = Non
     found = data_sets.open(data, **options)
     if digest is not None and found.digest != digest:
         raise ValueError(
-            f"{data} is not what the run was trained on, its values have changed: name the file to look at by "
-            "--data, or train again"
+            f"the values in {data} have changed since the run was trained: name the file to use by --data, or train "
+            "again"
         )
     return found
 
@@ -169,12 +170,13 @@ def _read_source(data: str, options: Mapping[str, Any], digest: str | None = Non
 def opened(
     data: str, reading: Mapping[str, Any], data_dir: str | None = None, num_data: int | None = None
 ) -> tuple[str, dict[str, Any], Data]:
-    """Data to train on, as `points` returns them; before them, what `points` takes to read them again.
+    """Training data, as `points` returns them, after the arguments with which `points` reads them again.
 
-    That is the name of a set or an absolute path, and all options of reading, with those that the file decided.
+    These are the name of a data set or an absolute path, and all reading options, including those that the file
+    determined.
 
     Raises:
-        ValueError: ``reading`` has digests, and a file has changed since.
+        ValueError: ``reading`` has digests, and a file has changed.
     """
     if data in data_sets.NAMES:
         return data, dict(reading), points(data, "train", reading, data_dir, num_data)
@@ -201,13 +203,13 @@ def opened(
 
 @contextlib.contextmanager
 def reserved(folder: Path, *, force: bool = False, resume: bool = False) -> Iterator[None]:
-    """Write a run in ``folder``, as its only writer: before an hour of training, not after.
+    """Reserve ``folder`` for a run, as its only writer, before the training and not after it.
 
-    Where that raises, and leaves no state to go on from, a folder that was made for it is removed.
+    If the body raises and leaves no state to resume from, a folder that was made for it is removed.
 
     Raises:
-        FileExistsError: something is there, and neither ``force`` nor, if it is a training, ``resume`` is set.
-        BlockingIOError: another process writes there.
+        FileExistsError: the folder is not empty, and neither ``force`` nor, for a training, ``resume`` is set.
+        BlockingIOError: another process writes in the folder.
     """
     found = folder.exists()
     if found and not folder.is_dir():
@@ -224,7 +226,7 @@ def reserved(folder: Path, *, force: bool = False, resume: bool = False) -> Iter
         if not found and not (folder / checkpoint.STATE).is_file():
             for name in TRACKED:
                 (folder / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # it is not empty: somebody else has written there
+            with contextlib.suppress(OSError):  # not empty, because another process has written in it
                 folder.rmdir()
         raise
 
@@ -248,29 +250,35 @@ def train(
     trackers: Sequence[Tracker] = (),
     progress: bool = True,
 ) -> tuple[Program, Record, History]:
-    """Build, train and store a run; what `dgm train` does.
+    """Build, train and store a run, as `dgm train` does.
 
-    Where several processes train together, each calls this, and the first writes. While it trains, its state is stored
-    in the folder, as `dgm.fit` does.
+    If several processes train together, each calls this, and the first one writes. During the training its state is
+    stored in the folder, as by `dgm.fit`.
 
     Args:
-        data: a name of `dgm.data.load`, or a path of `dgm.data.open`.
-        swaps: of `dgm.build`, by name.
-        options: of the training.
-        reading: how a file is read, as for `points`.
-        num_labels: how many data keep their label (`Data.keep_labels`), for objective "semi-supervised".
-        mutate: the probability with which each feature of a training batch is replaced by noise (`corruptions.mutate`).
-        force: overwrite what is in the folder.
-        resume: continue the training in the folder, if there is one; a run that is complete is returned as it is.
+        folder: folder of the run.
+        model: a name for `dgm.build`.
+        data: a name for `dgm.data.load`, or a path for `dgm.data.open`.
+        swaps: parts for `dgm.build`, by name.
+        options: options of the training.
+        labeled: whether to train a generative classifier.
+        data_dir: folder of the files of a named data set.
+        reading: options for reading a file, as for `points`.
+        num_data: number of training data; default all.
+        objective: name of the objective.
+        num_labels: number of data that keep their label (`Data.keep_labels`), for the objective "semi-supervised".
+        mutate: probability with which each feature of a training batch is replaced by noise (`corruptions.mutate`).
+        force: whether to overwrite the folder.
+        resume: whether to continue a training in the folder, if there is one; a complete run is returned unchanged.
         trackers: as for `dgm.fit`.
         progress: whether to show a bar with the loss.
 
     Returns:
-        The trained program, what was written about it, and the history of the training.
+        The trained program, its record, and the history of the training.
 
     Raises:
-        FileExistsError: something is in the folder, and ``force`` is not set.
-        ValueError, TypeError: an unknown name, or an option that does not fit; nothing has been written.
+        FileExistsError: the folder is not empty, and ``force`` is not set.
+        ValueError, TypeError: a name is unknown, or an option does not fit; nothing has been written.
     """
     check_path(folder, "folder")
     check_type(swaps, Mapping, "swaps", "a mapping of names to parts")
@@ -320,7 +328,7 @@ def train(
             )  # fmt: skip
         except Exception as error:
             if processes.writes and (isinstance(error, NonFiniteLossError) or not states.steps):
-                states.remove()  # which would lead there again
+                states.remove()  # resuming would end in the same error
             raise
         written = record(history)
         if processes.writes:
@@ -336,33 +344,38 @@ def resume(
     trackers: Sequence[Tracker] = (),
     progress: bool = True,
 ) -> tuple[Program, Record, History]:
-    """Continue the training that `train` began in ``folder``, with its options; a complete run is returned as it is.
+    """Continue the training that `train` started in ``folder``, with its options; a complete run is returned unchanged.
 
     Args:
-        device: in the place of the one that it began on.
+        folder: folder of the run.
+        device: device to train on, instead of the original one.
+        trackers: as for `dgm.fit`.
+        progress: whether to show a bar with the loss.
 
     Raises:
-        FileNotFoundError: there is no training.
-        CheckpointError: its state is damaged.
+        FileNotFoundError: the folder holds no training.
+        CheckpointError: the state of the training is damaged.
     """
     check_path(folder, "folder")
     header = read_header(Path(folder))
     if header is None:
         if not (Path(folder) / RECORD).is_file():
-            raise FileNotFoundError(f"{folder} holds no training to resume: begin one with dgm train --out {folder}")
+            raise FileNotFoundError(f"{folder} holds no training to resume: start one with dgm train --out {folder}")
         return _complete_run(Path(folder), None)
     try:
         about = old_names.renamed(header["about"], old_names.OPTIONS)
         options = TrainingOptions(**about.pop("options"))
     except (TypeError, ValueError, LookupError) as error:
-        raise CheckpointError(f"{folder} holds a training that dgm train did not begin ({error})") from error
+        raise CheckpointError(
+            f"{folder} holds a training that dgm train did not start ({error}): resume it from the code that did"
+        ) from error
     if device is not None:
         options = replace(options, device=device)
     return train(folder, **about, options=options, resume=True, trackers=trackers, progress=progress)
 
 
 def _complete_run(folder: Path, wanted: Record | None) -> tuple[Program, Record, History]:
-    """The run in the folder, which must be of the same options."""
+    """The run in the folder, which must have the same options."""
     program, record = read(folder)
     changed = [] if wanted is None else changes(record.options, wanted.options)
     if changed:
@@ -371,10 +384,10 @@ def _complete_run(folder: Path, wanted: Record | None) -> tuple[Program, Record,
 
 
 def write(folder: str | os.PathLike[str], program: Program, record: Record) -> None:
-    """Store a run in ``folder``, in the place of an earlier one.
+    """Store a run in ``folder``, replacing an earlier one.
 
     Raises:
-        BlockingIOError: another process writes there.
+        BlockingIOError: another process writes in the folder.
     """
     with files.only_writer(Path(folder)):
         write_files(Path(folder), program, record)
@@ -391,21 +404,21 @@ def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     """The program and the record that `write` stored in ``folder``.
 
     Raises:
-        FileNotFoundError: there is no run.
-        CheckpointError: its program cannot be read.
-        ValueError: its record is damaged.
+        FileNotFoundError: the folder holds no run.
+        CheckpointError: the program cannot be read.
+        ValueError: the record is damaged.
     """
     check_path(folder, "folder")
     path = Path(folder) / RECORD
     if not path.is_file():
         empty = not path.parent.exists() or (path.parent.is_dir() and not any(path.parent.iterdir()))
         remedy = f"train one with dgm train --out {folder}" if empty else "choose the folder of a run"
-        raise FileNotFoundError(f"{folder} holds no run, it has no {RECORD}: {remedy}")
+        raise FileNotFoundError(f"{folder} holds no run, because it has no {RECORD}: {remedy}")
     remedy = "train the run again"
     found = read_json(path, KINDS, remedy)
     program, stored = checkpoint.load_with_extra(folder, device)
     copy = stored["extra"].get(RECORD) if isinstance(stored["extra"], dict) else None
-    if copy is not None and found.get("weights") != stored["weights"]:  # it is of the run before or after
+    if copy is not None and found.get("weights") != stored["weights"]:  # the record of another run in this folder
         found = copy
     try:
         _check_kinds(found, KINDS, "it")
@@ -421,9 +434,9 @@ def inputs(data: str, program: Program, data_dir: str | None = None, reading: Ma
 
     Args:
         data: name of the data set, or path of the file.
-        program: what they must fit.
+        program: the program that the data must fit.
         data_dir: folder of the data set's files.
-        reading: how the run's own file is read. Labels are read where the file has them.
+        reading: options for reading the run's own file. Labels are read if the file has them.
 
     Raises:
         ValueError, TypeError: the file holds no numbers, or the data do not fit the program.
@@ -450,7 +463,7 @@ def inputs(data: str, program: Program, data_dir: str | None = None, reading: Ma
 
 
 def _reading_options_for(path: Path, reading: Mapping[str, Any], program: Program) -> dict[str, Any]:
-    """What of the options of the run's own file says how to read another one."""
+    """The options of the run's own file that apply to another file."""
     wanted = {"levels": program.levels if program.variable == "x" else None, **reading}
     if path.is_dir():
         names: tuple[str, ...] = ("levels", "size", "gray", "crop", "classes")
@@ -472,15 +485,17 @@ def write_array(path: Path, x: torch.Tensor) -> None:
 
 
 def write_alike(stem: Path, x: torch.Tensor, record: Record, levels: int | None, **more: Any) -> Path:
-    """``x`` in a file, or files, of the kind that the run was trained on: a table, a folder of images, or an array.
+    """Write ``x`` in the format of the training data: a table, a folder of images, or an array.
 
     Args:
         stem: the path without its suffix.
-        levels: of x.
+        x: ``(N, *event_shape)``.
+        record: record of the run.
+        levels: number of levels of x; None for reals.
         more: further columns of a table, which come first.
 
     Returns:
-        Where it is.
+        The path written.
     """
     if Path(record.data).suffix in sources.TABLES:
         names, path = record.reading["columns"], stem.with_suffix(".csv")
@@ -504,7 +519,7 @@ def write_alike(stem: Path, x: torch.Tensor, record: Record, levels: int | None,
 
 
 def _in_words(column: torch.Tensor, words: Sequence[str] | None) -> list[str]:
-    """A column as it was read: words, or numbers with the digits that float32 has."""
+    """A column in its original form: words, or numbers with the digits of float32."""
     if words is not None:
         return [words[int(code)] for code in column.tolist()]
     return [f"{value:.7g}" if column.is_floating_point() else str(value) for value in column.tolist()]
@@ -518,13 +533,13 @@ def record_of(
     training: TrainingOptions | None = None,
     **options: Any,
 ) -> Record:
-    """A record, less the options that were left at None; those of the training are kept whole, to be read back."""
+    """A record without the options that are None; training options are complete, so that they can be read back."""
     chosen = {name: value for name, value in options.items() if value is not None}
     return Record(model, data, data_dir, chosen | (training.recipe() if training else {}), history.as_dict())
 
 
 def write_json(path: Path, content: Any) -> None:
-    """All of ``content`` at ``path``, or the file that was there before."""
+    """Write ``content`` as JSON to ``path``, which is replaced in one step."""
     files.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
@@ -532,11 +547,11 @@ def read_json(path: Path, kinds: Mapping[str, Kind], remedy: str) -> dict[str, A
     """The object that `write_json` stored at ``path``.
 
     Args:
-        kinds: what it must hold, by name; a mapping for an object in it.
-        remedy: what to do about a damaged file.
+        kinds: types of its required entries, by name; a mapping for an object in it.
+        remedy: what to do about a damaged file, for the message.
 
     Raises:
-        ValueError: the file is damaged: no JSON, no object, or something in it is missing or of another kind.
+        ValueError: the file is damaged: it is no JSON object, or an entry is missing or has another type.
     """
     try:
         content = files.parsed_json(path)

@@ -1,10 +1,10 @@
-"""Sweeps: every combination of names, some seeds each, one run per cell; and runs compared side by side.
+"""Sweeps, which train every combination of names with several seeds, one run per cell; and comparisons of runs.
 
 A sweep's folder holds ``sweep.json`` (its options), ``cells/NAME`` (runs that ``dgm sample``, ``evaluate`` and ``gaps``
 open, each with an ``evaluation.json``), and the results: ``table.md``, ``table.csv``, ``cells.csv``, ``sweep.png``.
 
-A cell is finished when its ``evaluation.json`` is there, which is written last and at once. So a sweep that was killed
-resumes where it was; a cell that failed has a ``failed.json`` with the error, and is tried again by the next sweep.
+A cell is finished when it has an ``evaluation.json``, which is written last and in one step. So a sweep that was killed
+can be resumed. A failed cell has a ``failed.json`` with the error, and the next sweep tries it again.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ AXES = ("prior", "encoder", "likelihood", "objective")
 VARIED = sorted(
     {*option_types(), "hidden", "latent_size", "network", "predict"} - {"seed", "device", "checkpoint_minutes"}
 )
-"""Options that a sweep takes values of, beside the axes."""
+"""Options, other than the axes, whose values a sweep can vary."""
 
 UNIT_DATA = 512
 
@@ -70,7 +70,7 @@ class Options:
     standardize: bool = True
 
     def recipe(self) -> dict[str, Any]:
-        """What ``sweep.json`` keeps: all but the device, and the seeds, which belong to the cells."""
+        """The options in ``sweep.json``: all but the device, and the seeds, which belong to the cells."""
         recipe = {**vars(self), **self.training.recipe()}
         return {name: value for name, value in recipe.items() if name not in ("training", "seed")}
 
@@ -84,14 +84,14 @@ class Cell:
 
     @property
     def name(self) -> str:
-        # A name says what it is of, and a number does not: 0.001 of the learning rate, or of the weight decay.
+        # A number alone could be of any option: 0.001 may be a learning rate or a weight decay.
         parts = [choice if axis in AXES else f"{axis}={choice}" for axis, choice in self.choices]
         return "-".join([*(re.sub(r"[^\w.+=-]", "_", part) for part in parts), f"seed{self.seed}"])
 
 
 @dataclass(frozen=True)
 class Row:
-    """One combination over its seeds: lists have one number for each seed that finished."""
+    """One combination over its seeds; lists have one number for each finished seed."""
 
     choices: dict[str, str]
     cells: list[dict[str, Any]]
@@ -106,7 +106,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Sweep(Result):
-    """What `sweep` found."""
+    """The result of `sweep`."""
 
     folder: Path
     options: Options
@@ -127,7 +127,7 @@ class Sweep(Result):
         return found
 
     def table(self) -> Table:
-        """The best on top."""
+        """The rows, the best on top."""
         swept = [axis for axis in self.axes if len(self.axes[axis]) > 1] or list(self.axes)[:1]
         kinds = sorted({cell["kind"] for row in self.rows for cell in row.cells})
         kinds = kinds or [f"iwae-{self.options.num_particles}"]
@@ -180,25 +180,25 @@ def sweep(
     """Train and evaluate every combination of the names, with ``seeds`` seeds each; finished cells are kept.
 
     Args:
-        out: the sweep's folder.
-        options: what all cells share.
-        prior, encoder, likelihood, objective: names of `dgm_pyro.catalog` and `dgm_pyro.objectives`; an empty one stays
-            at the model's default.
-        vary: values of further options, by name: those of the training, such as ``{"lr": [1e-3, 3e-3]}``, and those of
+        out: folder of the sweep.
+        options: options that all cells share.
+        prior, encoder, likelihood, objective: names in `dgm_pyro.catalog` and `dgm_pyro.objectives`; empty for the
+            model's default.
+        vary: values of further options, by name: training options, such as ``{"lr": [1e-3, 3e-3]}``, and options of
             `dgm.build`, such as ``{"hidden": [(64,), (256, 256)]}``.
-        seeds: 0 .. seeds - 1.
-        jobs: how many processes; 1 trains in this one. They take the GPUs in turn, if there are any and the
-            options name none; and share the cores, unless OMP_NUM_THREADS says how many threads each has. By default as
-            `joblib.parallel_config` says, or 1: under its backend "dask" the cells run on that cluster, whose workers
-            see the same folder and have one thread each.
-        progress: whether to say how many cells there are and how long they take, with a bar on a terminal.
+        seeds: number of seeds, 0 .. seeds - 1.
+        jobs: number of processes; 1 trains in this process. They take turns on the GPUs, if there are any and the
+            options name no device, and share the cores, unless OMP_NUM_THREADS sets the threads of each. Default that
+            of `joblib.parallel_config`, or 1. With its backend "dask", the cells run on that cluster, whose workers
+            must see the same folder and have one thread each.
+        progress: whether to print the number of cells and their times, with a bar on a terminal.
 
     Returns:
-        The `Sweep`; its tables and picture are written, too.
+        The `Sweep`; its tables and picture are also written to the folder.
 
     Raises:
-        ValueError: an unknown name, an option that fits no cell, a model without a density, or the folder holds a sweep
-            with other options, or other cells by the same names.
+        ValueError: a name is unknown, an option fits no cell, the model has no density, or the folder holds a sweep
+            with other options, or other cells of the same names.
         FileExistsError: the folder holds something else.
     """
     check_path(out, "out")
@@ -235,8 +235,8 @@ def sweep(
 
 
 def _run_missing(folder: Path, options: Options, cells: Sequence[Cell], jobs: int | None, progress: bool) -> None:
-    """Run the cells that are not finished, and tell how it goes."""
-    missing = _telling_first([cell for cell in cells if not _is_finished(folder, cell)])
+    """Run the cells that are not finished, and print the progress."""
+    missing = _new_choices_first([cell for cell in cells if not _is_finished(folder, cell)])
     if progress:
         kept = len(cells) - len(missing)
         _print_progress(f"{len(missing)} cells to train" + (f", {kept} are finished" if kept else ""))
@@ -256,12 +256,12 @@ def _run_missing(folder: Path, options: Options, cells: Sequence[Cell], jobs: in
                 left, told = predicted(taken, rest) / min(joblib.effective_n_jobs(jobs), len(rest)), passed
                 _print_progress(
                     f"{cell.name} took {seconds:.0f} s: about {left:.0f} s for the other {len(rest)}"
-                    + _if_alike(taken, rest)
+                    + _assumption(taken, rest)
                 )
 
 
-def _telling_first(cells: Sequence[Cell]) -> list[Cell]:
-    """First the cells with a choice that those before do not have: they tell how long each choice takes."""
+def _new_choices_first(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells, those with new choices first, because these tell how long each choice takes."""
     seen: set[tuple[str, str]] = set()
     news = []
     for cell in cells:
@@ -272,7 +272,7 @@ def _telling_first(cells: Sequence[Cell]) -> list[Cell]:
 
 
 def predicted(taken: Mapping[Cell, float], rest: Sequence[Cell]) -> float:
-    """Seconds that the ``rest`` will take, if every choice multiplies the time of a cell by a factor of its own."""
+    """Predicted seconds for the ``rest``, if each choice multiplies the time of a cell by its own factor."""
     choices = sorted({choice for cell in (*taken, *rest) for choice in cell.choices})
 
     def design(cells: Iterable[Cell]) -> torch.Tensor:
@@ -284,8 +284,8 @@ def predicted(taken: Mapping[Cell, float], rest: Sequence[Cell]) -> float:
     return float((design(rest) @ factors).exp().sum())
 
 
-def _if_alike(taken: Iterable[Cell], rest: Iterable[Cell]) -> str:
-    """What the prediction rests on, where there are choices that no cell has told of."""
+def _assumption(taken: Iterable[Cell], rest: Iterable[Cell]) -> str:
+    """The assumption of the prediction, if no finished cell has some of the choices."""
     known = {choice for cell in taken for choice in cell.choices}
     unknown = dict.fromkeys(name for cell in rest for axis, name in cell.choices if (axis, name) not in known)
     return f", if {', '.join(unknown)} take as long" if unknown else ""
@@ -296,7 +296,7 @@ def _print_progress(line: str) -> None:
 
 
 def _check_combinations(options: Options, combinations: Sequence[tuple[tuple[str, str], ...]], points: Data) -> None:
-    """Build every combination once: what is wrong with all cells is an error now, not after an hour."""
+    """Build every combination once, so that mistakes are reported before any training."""
     seen = set()
     for choices in combinations:
         swaps, objective, training = _cell_arguments(options, Cell(choices, 0))
@@ -308,11 +308,13 @@ def _check_combinations(options: Options, combinations: Sequence[tuple[tuple[str
             program = build(options.model, points, **swaps)
             optimizer_of(training, program.parameters())
             if isinstance(core_of(program), Implicit):
-                raise ValueError(f"{options.model} has no density for a sweep to compare by: use dgm train, dgm sample")
+                raise ValueError(
+                    f"{options.model} has no density, by which a sweep compares: use dgm train and dgm sample"
+                )
 
 
 def _cell_arguments(options: Options, cell: Cell) -> tuple[dict[str, Any], str | None, TrainingOptions]:
-    """What a cell is made of: the arguments of `build`, the objective and the options of the training."""
+    """The arguments of `build`, the objective and the training options of a cell."""
     choices = {axis: choice if axis in AXES else value_of(choice) for axis, choice in cell.choices}
     objective = choices.pop("objective", None)
     varied: dict[str, Any] = {axis: choices.pop(axis) for axis in [*choices] if axis in option_types()}
@@ -324,7 +326,7 @@ def _cell_arguments(options: Options, cell: Cell) -> tuple[dict[str, Any], str |
 
 
 def _open_sweep(folder: Path, options: Options) -> None:
-    """Make it the folder of a sweep, or see that it holds one with the same options."""
+    """Make ``folder`` the folder of a sweep, or check that it holds one with the same options."""
     path = folder / "sweep.json"
     if path.is_file():
         stored = runs.read_json(path, {}, "choose another --out")
@@ -351,7 +353,7 @@ def _is_finished(folder: Path, cell: Cell) -> bool:
     """Whether the cell has been evaluated.
 
     Raises:
-        ValueError: the folder of its name has the cell of other choices.
+        ValueError: the folder of that name holds a cell with other choices.
     """
     place = _cell_folder(folder, cell)
     if not ((place / "evaluation.json").is_file() and (place / runs.RECORD).is_file()):
@@ -359,12 +361,14 @@ def _is_finished(folder: Path, cell: Cell) -> bool:
     choices = runs.read_json(place / "evaluation.json", NUMBERS, REMEDY)["choices"]
     if choices != dict(cell.choices):
         before, now = (", ".join(" ".join(choice) for choice in of.items()) for of in (choices, dict(cell.choices)))
-        raise ValueError(f"{place} is of {before}, and this sweep has {now} by that name: choose another --out")
+        raise ValueError(
+            f"{place} holds a cell with {before}, but in this sweep that name means {now}: choose another --out"
+        )
     return True
 
 
 def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int | None) -> Iterator[tuple[Cell, float]]:
-    """Run the cells; yields each when it is done, and its seconds."""
+    """Run the cells, and yield each finished cell and its seconds."""
     places = itertools.cycle(devices(options.training.device, processes(jobs)))
     tasks = [
         (folder.absolute(), replace(options, training=replace(options.training, device=place)), cell)
@@ -373,23 +377,23 @@ def _run_all(folder: Path, options: Options, cells: Sequence[Cell], jobs: int | 
     try:
         yield from in_parallel(run_cell, tasks, jobs)
     except Interrupted as error:
-        raise Interrupted(f"interrupted: give the same command again to continue {folder}", error.status) from None
+        raise Interrupted(f"interrupted: run the same command again to resume {folder}", error.status) from None
 
 
 def devices(device: str, jobs: int) -> list[str]:
-    """The device of each of so many processes: the GPUs in turn, if there are any and ``device`` names none."""
+    """The device of each of ``jobs`` processes: the GPUs in turn, if there are any and ``device`` names none."""
     gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     return [f"cuda:{job % gpus}" if gpus else device for job in range(jobs)] or [device]
 
 
 def run_cell(folder: Path, options: Options, cell: Cell) -> tuple[Cell, float]:
-    """Train and evaluate one cell; returns it and its seconds. Any error of it is recorded, not raised."""
+    """Train and evaluate one cell; return it and its seconds. Errors are recorded, not raised."""
     place, start = _cell_folder(folder, cell), time.perf_counter()
     place.mkdir(parents=True, exist_ok=True)
     try:
-        # Numbers that are not finite cannot be written, which is an error of this cell, too.
+        # Non-finite numbers cannot be written, which is an error of this cell too.
         runs.write_json(place / "evaluation.json", _train_and_evaluate(place, options, cell))
-    except Exception as error:  # whatever it is, the other cells continue
+    except Exception as error:  # of any kind, because the other cells continue
         text = " ".join(f"{type(error).__name__}: {error}".split())
         runs.write_json(place / "failed.json", {"error": text, **asdict(cell)})
     else:
@@ -423,7 +427,7 @@ def _train_and_evaluate(place: Path, options: Options, cell: Cell) -> dict[str, 
 
 
 def _load_cell(place: Path, options: Options) -> tuple[Program, runs.Record] | None:
-    """The run of a cell that was killed while it was evaluated; None where there is none, or it is damaged."""
+    """The run of a cell that was killed during its evaluation; None if there is none, or if it is damaged."""
     try:
         return runs.read(place, find_device(options.training.device))
     except (FileNotFoundError, ValueError):
@@ -431,7 +435,7 @@ def _load_cell(place: Path, options: Options) -> tuple[Program, runs.Record] | N
 
 
 def _train_cell(place: Path, options: Options, cell: Cell) -> tuple[Program, runs.Record]:
-    """Train a cell, from where it was interrupted if that can be read."""
+    """Train a cell, from its stored state if there is a readable one."""
     swaps, objective, training = _cell_arguments(options, cell)
     train = functools.partial(
         runs.train,
@@ -463,7 +467,7 @@ NUMBERS: dict[str, runs.Kind] = {
 }
 """Fields of a cell's evaluation that the tables need."""
 
-REMEDY = "remove it, and give the same command again"
+REMEDY = "remove it, and run the same command again"
 
 
 # -- results -----------------------------------------------------------------------------------------------------------
@@ -476,7 +480,7 @@ def collect(
     combinations: Sequence[tuple[tuple[str, str], ...]],
     seeds: int,
 ) -> Sweep:
-    """Read what the cells have written."""
+    """The `Sweep` from the files of its cells."""
     rows = []
     for choices in combinations:
         done, errors = [], []
@@ -515,7 +519,7 @@ def _cell_of(value: float) -> float | str:
 
 
 def _heat_map_panels(result: Sweep) -> tuple[dict[str, dict[tuple[str, str], tuple[float, float]]], str]:
-    """Panels of cells (row, column) for the heat map: two axes span a panel, the others tell panels apart."""
+    """Panels of cells (row, column) for the heat map: two axes span a panel, and the others name the panels."""
     swept = sorted((axis for axis in result.axes if len(result.axes[axis]) > 1), key=lambda a: -len(result.axes[a]))
     down, across = (*swept, None, None)[:2] if swept else (next(iter(result.axes)), None)
     panels: dict[str, dict[tuple[str, str], tuple[float, float]]] = {}
@@ -530,19 +534,19 @@ def _heat_map_panels(result: Sweep) -> tuple[dict[str, dict[tuple[str, str], tup
 # -- runs side by side -------------------------------------------------------------------------------------------------
 
 
-# How a difference that is a bound is marked in the table.
+# Marks in the table for a difference that is a bound.
 RELATIONS = {"at least": "> ", "at most": "< "}
 
 
 def _folder_of(names: Collection[str]) -> str:
-    """The folder that all of the runs are in, where they name the same one; empty where there is none."""
+    """The common folder of all runs; empty if there is none."""
     parents = {os.path.dirname(name) for name in names}
     return os.path.commonpath(parents) if len({os.path.isabs(parent) for parent in parents}) == 1 else ""
 
 
 @dataclass(frozen=True)
 class Comparison(Result):
-    """Runs on the same data, the first of them the one that differences are taken to."""
+    """Runs on the same data; differences are relative to the first."""
 
     evidences: dict[str, Evidence]
     parameters: dict[str, int]
@@ -594,7 +598,7 @@ class Comparison(Result):
         ]
         if kinds != {"exact"}:
             parts.append(
-                "a bound may be short of log p(x) by its gap (dgm gaps), and so may a difference of two bounds"
+                "a bound may be below log p(x) by its gap (dgm gaps), which also affects a difference of two bounds"
             )
         return parts
 
@@ -610,35 +614,45 @@ def compare(
     seed: int = 0,
     progress: bool = False,
 ) -> Comparison:
-    """Evaluate runs on the data of the first, or on other ``data``, and pair the numbers datum by datum.
+    """Evaluate runs on the data of the first, or on other ``data``, with differences paired datum by datum.
+
+    Args:
+        folders: folders of at least two runs.
+        split: split of the data set.
+        num_particles: as for `dgm.evaluate`.
+        data: name of another data set, or path of a file.
+        data_dir: folder of the data set's files.
+        device: device to compute on.
+        seed: seed of the draws.
+        progress: whether to show bars.
 
     Raises:
-        ValueError: fewer than two runs, or runs that are not comparable: a mass and a density, or other data.
+        ValueError: there are fewer than two runs, or they are not comparable: a mass and a density, or other data.
     """
     check_type(folders, Sequence, "folders", "a sequence of paths")
     for folder in folders:
         check_path(folder, "folders")
     names = list(dict.fromkeys(str(folder) for folder in folders))
     if len(names) < 2:
-        raise ValueError("name at least two different runs to compare")
+        raise ValueError(f"folders names {len(names)} run(s): name at least two different runs")
     where = find_device(device)
     loaded = {name: runs.read(name, where) for name in names}
     first, record = loaded[names[0]]
     for name, (program, other) in loaded.items():
         if program.measure != first.measure:
             raise ValueError(
-                f"{name} holds a {program.measure}, but {names[0]} a {first.measure}: a mass and a density are not "
-                "comparable; wrap a flow in dgm.Dequantized(flow, levels=...), then both are masses on the integers"
+                f"{name} holds a {program.measure}, but {names[0]} a {first.measure}, and a mass and a density are not "
+                "comparable: wrap the flow in dgm.Dequantized(flow, levels=...), for two masses on the integers"
             )
         if other.data != record.data:
             raise ValueError(
-                f"{name} was trained on {other.data}, but {names[0]} on {record.data}: numbers on different data are "
-                "not comparable, train both on the same --data"
+                f"{name} was trained on {other.data}, but {names[0]} on {record.data}, and numbers on different data "
+                "are not comparable: train both on the same --data"
             )
         if program.variable != first.variable:
             raise ValueError(
-                f"{name} is a model of {program.variable}, but {names[0]} of {first.variable}: p(x) and p(y | x) are "
-                "not comparable"
+                f"{name} is a model of {program.variable}, but {names[0]} of {first.variable}, and p(x) and p(y | x) "
+                "are not comparable: choose runs of one kind"
             )
     points = record.points(split, data_dir) if data is None else runs.inputs(data, first, data_dir, record.reading)
     evidences = {

@@ -1,4 +1,4 @@
-"""A model and a guide in a file of the user's: the targets of ``dgm doctor`` and ``dgm infer``."""
+"""A model and a guide in a user's file: the targets of ``dgm doctor`` and ``dgm infer``."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ __all__ = ["pair_from"]
 
 
 def pair_from(target: str, arguments: str = "data") -> tuple[Any, Any, tuple[Any, ...], dict[str, Any]]:
-    """The pair that ``FILE.py:MODEL,GUIDE`` or ``MODULE:MODEL,GUIDE`` names, and what to call it with.
+    """The pair that ``FILE.py:MODEL,GUIDE`` or ``MODULE:MODEL,GUIDE`` names, and its arguments.
 
     Args:
-        target: without ``,GUIDE`` it is a model alone, or a `Program`.
+        target: without ``,GUIDE``, a model alone or a `Program`.
         arguments: a name in the same file: a value, or a function without arguments that returns one. A tuple holds
-            the positional arguments, a dict the named ones; without such a name the pair is called with none.
+            the positional arguments, and a dict the named ones. Without such a name, the pair has no arguments.
 
     Returns:
         model, guide, args, kwargs.
 
     Raises:
-        ValueError: the target names nothing that is there, or the user's code raises an error or exits.
+        ValueError: the file or a name in it does not exist, or the user's code raises an error or exits.
     """
     source, _, names = target.rpartition(":")
     model_name, _, guide_name = names.partition(",")
@@ -71,7 +71,7 @@ def _import_source(source: str) -> types.ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where data classes look for it
-    sys.path.insert(0, str(path.parent.resolve()))  # so that the file may import its neighbors
+    sys.path.insert(0, str(path.parent.resolve()))  # lets the file import its neighbors
     try:
         with _errors_of_user_code(source, "when it is loaded"):
             spec.loader.exec_module(module)
@@ -83,7 +83,7 @@ def _import_source(source: str) -> types.ModuleType:
 
 @contextlib.contextmanager
 def _errors_of_user_code(code: str, when: str) -> Iterator[None]:
-    """Whatever ``code``, which is the user's, raises or exits with, is an error in one line."""
+    """Turn errors and exits of the user's ``code`` into an error in one line."""
     try:
         yield
     except (Exception, SystemExit) as error:

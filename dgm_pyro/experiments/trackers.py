@@ -1,4 +1,4 @@
-"""What a training tells of itself while it runs: a log and curves in a run's folder."""
+"""The tracker of a run: a log and learning curves in its folder."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dgm_pyro.training.fit import Epoch, History, Training
 __all__ = ["RunFiles"]
 
 EVERY = 10.0
-"""Seconds between two drawings of the curves."""
+"""Fewest seconds between two drawings of the curves."""
 
 
 class RunFiles:
     """Writes ``metrics.jsonl``, a line per epoch, and ``learning-curves.png``, at most once in `EVERY` seconds.
 
     Args:
-        folder: where they are written.
-        title: of the curves.
+        folder: folder of the files.
+        title: title of the curves.
 
     >>> import tempfile, torch, dgm_pyro as dgm
     >>> from dgm_pyro.experiments.trackers import RunFiles
@@ -37,7 +37,7 @@ class RunFiles:
         self.folder, self.title, self.drawn = Path(folder), title, time.monotonic()
 
     def on_start(self, training: Training) -> None:
-        """Write the epochs so far anew: after a kill the file may have more of them than the state."""
+        """Write all epochs so far again: after a kill, the file may have more of them than the state."""
         self.history = training.history
         write_text(self.folder / "metrics.jsonl", "".join(map(_json_line, training.history.epochs)))
 

@@ -6,20 +6,20 @@ An order of the features is a latent, uniform over the D! permutations :math:`\s
     p(x) = \frac{1}{D!} \sum_\sigma p(x \mid \sigma), \qquad
     p(x \mid \sigma) = \prod_{i=1}^{D} p(x_{\sigma_i} \mid x_{\sigma_{<i}}),
 
-and where the network's conditionals are those of one joint, every order gives the same p(x). With the prior as the
-guide the bound is the mean over orders, a sum over the places of the order,
+If the network's conditionals are those of one joint, every order gives the same p(x). With the prior as the guide, the
+bound is the mean over orders, a sum over the places of the order,
 
 .. math::
     \log p(x) \ge E_\sigma \log p(x \mid \sigma) = D\, E_{\sigma, t} \Big[\frac{1}{D - t}
     \sum_{i \ge t + 1} \log p(x_{\sigma_i} \mid x_{\sigma_1} .. x_{\sigma_t})\Big],
 
-with t uniform on 0 .. D - 1: a single pass of the network, which is given t features, estimates it without bias.
+with t uniform on 0 .. D - 1. A single pass of the network, which is given t features, is an unbiased estimate.
 
-*Missing features.* The same holds for the observed part of x, with its own features alone: the missing ones come last
-in the order, and their conditionals are left out. So p(x_obs | order) is exact, and a training needs no whole row.
-p(x_obs) is the marginal of p(x) where the conditionals are those of one joint. A learned network is consistent only
-nearly, and p(x_obs) is then a normalized distribution of its own for each set of observed features. The missing
-features are drawn from their conditionals given the observed ones, without weights.
+*Missing features.* The same holds for the observed features alone: the missing ones come last in the order, and their
+conditionals are left out. So p(x_obs | order) is exact, and training needs no complete rows. p(x_obs) is the marginal
+of p(x) if the conditionals are those of one joint. A learned network is only approximately consistent, and p(x_obs) is
+then a normalized distribution of its own for each set of observed features. The missing features are drawn from their
+conditionals given the observed ones, without weights.
 
 Two forms on the same parameters: *plated*, `AnyOrder`, whose bound is estimated at one place for each datum;
 *unrolled*, `AnyOrder.unroll`, whose x is scored at all places. `AnyOrder.in_order` is p(x | sigma), which is exact.
@@ -65,10 +65,10 @@ class AnyOrder(Program):
     Args:
         factors: p(x_i | x_S): a `Bernoulli`, `Categorical`, `Columns`, ... whose network is called ``network(x, seen)``
             or ``network(x, seen, given)`` with the mask of S, ``(B, *event_shape)`` ones and zeros, such as
-            `networks.ObservedInput`. A feature outside of S is replaced before it is called.
+            `networks.ObservedInput`. Features outside of S are replaced before the call.
 
-    Sites of ``joint("x")``: ``x``; ``x_order``, uniform keys by which the features are sorted, the least first; and
-    ``x_place``, which names the place of the order at which the bound is estimated.
+    Sites of ``joint("x")``: ``x``; ``x_order``, uniform keys by which the features are sorted, the smallest first; and
+    ``x_place``, the place of the order at which the bound is estimated.
 
     Raises:
         TypeError: ``factors`` is no conditional with parameters.
@@ -95,7 +95,7 @@ class AnyOrder(Program):
             raise ValueError(f"factors has no network: {remedy}")
         shapes: Any = factors.given_shape or (self.event_shape, self.event_shape)
         if not is_pair(shapes):
-            raise ValueError(f"the network of factors reads no mask, but one input of shape {tuple(shapes)}: {remedy}")
+            raise ValueError(f"the network of factors reads no mask, only one input of shape {tuple(shapes)}: {remedy}")
         read: Any = shapes[1]
         if is_pair(read):  # of the mask and of what is given
             shapes = (shapes[0], *read)
@@ -111,7 +111,7 @@ class AnyOrder(Program):
         factors.of_feature(factors.initial().flatten(1)[:, 0], 0)  # raises where features depend on each other
         self.support: Any = factors.distribution(factors.initial()).support
         self.keys = Uniform(self.event_shape)
-        # What a network reads, whatever it does with it, is a value of the support.
+        # The network must read values of the support, even where the mask hides them.
         self.register_buffer("blank", inside(self.support, torch.zeros(self.event_shape)), persistent=False)
 
     def raw_parameters(self, x: Tensor, seen: Tensor, given: Any = None) -> Tensor:
@@ -234,13 +234,13 @@ class InOrder(Conditional):
 
 
 class AnyOrderDistribution(TorchDistribution):
-    """The distribution that `AnyOrder` states x by.
+    """The distribution by which `AnyOrder` states x.
 
     Args:
-        program: whose conditionals these are.
+        program: the `AnyOrder` with the conditionals.
         keys: ``(*batch, *event_shape)``; features come in the order of their keys.
-        place: in [0, 1), ``(*batch,)``: the log-probability is estimated at this place of the order, as a share of all;
-            None for that of all places.
+        place: in [0, 1), ``(*batch,)``: the place of the order, as a share of D, at which the log-probability is
+            estimated; None to sum over all places.
         given: ``(*batch, *given_shape)``.
     """
 
@@ -274,23 +274,24 @@ class AnyOrderDistribution(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x | order, given) in nats, or its estimate, ``(*batch,)``."""
-        terms = self._sum(self.terms(value))
+        terms = self._sum_event_dims(self.terms(value))
         return terms.expand(torch.broadcast_shapes(terms.shape, self.batch_shape))
 
     def of_observed(self, mask: Tensor) -> _Features:
-        """The distribution of single features where only those that are True in ``mask`` were observed."""
+        """The distribution of single features, where only those with a True ``mask`` were observed."""
         return _Features(self, mask)
 
     def terms(self, value: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What each feature adds to the log-probability of the observed ones, ``(*batch, *event_shape)``.
+        """The term of each feature in the log-probability of the observed ones, in nats, ``(*batch, *event_shape)``.
 
         Args:
             value: ``(*batch, *event_shape)``; a value of the support where it is missing.
-            mask: True where observed, of the shape of ``value``; None for all. The terms of the others mean nothing.
+            mask: True where observed, of the shape of ``value``; None for all. The terms of missing features are
+                meaningless.
         """
         p = self.program
         observed = torch.ones_like(value, dtype=torch.bool) if mask is None else mask
-        rank, number = self._rank(observed), self._sum(observed)
+        rank, number = self._rank_in_order(observed), self._sum_event_dims(observed)
         if self.place is None:
             raw = p.raw_parameters(value, rank < 0, self.given)
             for i in range(1, self.event_shape.numel()):
@@ -298,9 +299,9 @@ class AnyOrderDistribution(TorchDistribution):
                 raw = torch.where((rank == i).unsqueeze(-1), here, raw)
             return p.factors.univariate(raw).log_prob(value)
         t = torch.minimum((self.place * number).long(), number - 1).clamp_min(0)
-        after = rank >= self._wide(t)
+        after = rank >= self._append_event_dims(t)
         raw = p.raw_parameters(value, observed & ~after, self.given)
-        weight = self._wide(number / (number - t).clamp_min(1)).to(raw.dtype)
+        weight = self._append_event_dims(number / (number - t).clamp_min(1)).to(raw.dtype)
         terms = weight * p.factors.univariate(raw).log_prob(value)
         return torch.where(observed & after, terms, torch.zeros_like(terms))
 
@@ -323,23 +324,23 @@ class AnyOrderDistribution(TorchDistribution):
             x, ``(*batch, *event_shape)``, and the log-probability of its observed features given those before them,
             ``(*batch,)``.
         """
-        p, x, log_p = self.program, x.to(self.keys.dtype), torch.zeros_like(self._sum(self.keys))
-        rank = self._rank(mask if observed_first else torch.ones_like(mask))
+        p, x, log_p = self.program, x.to(self.keys.dtype), torch.zeros_like(self._sum_event_dims(self.keys))
+        rank = self._rank_in_order(mask if observed_first else torch.ones_like(mask))
         for i in range(self.event_shape.numel()):
             here, features = rank == i, p.factors.univariate(p.raw_parameters(x, rank < i, self.given))
-            log_p = log_p + self._sum(torch.where(here & mask, features.log_prob(x), 0.0))
+            log_p = log_p + self._sum_event_dims(torch.where(here & mask, features.log_prob(x), 0.0))
             x = torch.where(here & ~mask, features.sample().to(x.dtype), x)
         return x if p.levels is None else x.long(), log_p
 
-    def _rank(self, observed: Tensor) -> Tensor:
+    def _rank_in_order(self, observed: Tensor) -> Tensor:
         """The place of each feature in the order, 0 .. D - 1, the observed ones first; ``(*batch, *event_shape)``."""
         keys = torch.where(observed, self.keys, self.keys + 1).flatten(-len(self.event_shape))
         return keys.argsort(-1).argsort(-1).unflatten(-1, self.event_shape)
 
-    def _sum(self, terms: Tensor) -> Tensor:
+    def _sum_event_dims(self, terms: Tensor) -> Tensor:
         return sum_rightmost(terms, len(self.event_shape))
 
-    def _wide(self, value: Tensor) -> Tensor:
+    def _append_event_dims(self, value: Tensor) -> Tensor:
         return value.reshape(*value.shape, *(1,) * len(self.event_shape))
 
 

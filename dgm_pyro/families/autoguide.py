@@ -3,11 +3,11 @@ r"""A guide of any Pyro model: q(u) over the real vector of all latents, with an
 .. math::
     u = m + L z, \quad z \sim q(z): \qquad \log q(u) = \log q(z) - \log |\det L|
 
-m and L come from a quick fit of a Normal, so that z is about standard: a spline bends what lies in its box, a flow
-starts near the posterior, and a learning rate fits every model. They are fixed; q is learned.
+m and L come from a quick fit of a Normal to the posterior. Then z is approximately standard: splines act within their
+box, a flow starts near the posterior, and one learning rate suits every model. m and L are fixed; q is learned.
 
-The Normal is found by the Laplace approximation, refined by a mean field in its coordinates; or by a mean field from
-the start, where that explains the data better, as for a density without a maximum.
+The Normal is the Laplace approximation, refined by a mean-field fit in its coordinates. Where a mean-field fit from the
+initial point has the better ELBO, as for a density without a maximum, that one is taken.
 
 Source: Kucukelbir et al. 2017 (arXiv 1603.00788).
 """
@@ -46,24 +46,24 @@ STEPS = 300
 PARTICLES = 8
 LARGEST_HESSIAN = 200
 QUANTILE_DRAWS = 10_000
-"""Draws of q of which medians and quantiles are taken."""
+"""Number of draws of q from which medians and quantiles are computed."""
 
 
 class AutoConditional(AutoContinuous):
     """An AutoGuide of Pyro whose q is any `Conditional` on reals; `dgm.guides.auto` makes it.
 
-    It is set up when it is first called: then the Normal is fitted, and q is made for the number of latents.
+    The first call sets it up: it fits the Normal, and makes q for the number of latents.
 
     Args:
         model: a Pyro model; its discrete latents are left to be summed out.
-        make: makes q for a number of latents D: a conditional of event_shape (D,) on all reals.
-        whiten: whether L is a triangle; else it is diagonal, as for a q that shall not have covariances.
-        init_loc_fn: where to start, one of Pyro's strategies; default `init_to_middle`.
-        plates: whether q follows the plates of the model: ``make`` then makes the one of the global latents.
-        covariates: of the elements of plates, by name, ``(J, F)``, for a q that follows them.
+        make: a function from the number of latents D to q, a conditional of event_shape (D,) on all reals.
+        whiten: whether L is lower triangular; else it is diagonal, for a q without covariances.
+        init_loc_fn: one of Pyro's initialization strategies; default `init_to_middle`.
+        plates: whether q follows the plates of the model: ``make`` then makes q of the global latents.
+        covariates: data of the elements of each plate, by its name, ``(J, F)``, for a q that follows plates.
 
     Attributes:
-        start: 0 to begin at the best of several places; else the seed of a place to begin at, for restarts.
+        start: 0 to start at the best of several points; else the seed of the point to start at, for restarts.
     """
 
     start = 0
@@ -98,7 +98,7 @@ class AutoConditional(AutoContinuous):
         if self.latent_dim != posterior.D:
             raise ValueError(
                 f"a mask removes {self.latent_dim - posterior.D} elements of the latents from the density of the "
-                "model, which a guide of all latents cannot leave out: use pyro.infer.autoguide.AutoNormal, or "
+                "model, but this guide has a density of all latents: use pyro.infer.autoguide.AutoNormal, or "
                 "dgm.infer.nuts(posterior)"
             )
         nodes: Any = self.prototype_trace.nodes  # type: ignore[union-attr]
@@ -126,7 +126,7 @@ class AutoConditional(AutoContinuous):
         return _placed(self.q(), self.loc, self.factor)
 
     def quantiles(self, quantiles: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Quantiles of each latent, of `QUANTILE_DRAWS` draws: by name, ``(len(quantiles), *site_shape)``."""
+        """Quantiles of each latent from `QUANTILE_DRAWS` draws, by name, ``(len(quantiles), *site_shape)``."""
         with seeded(0, self.loc.device), torch.no_grad():
             u = self.get_posterior(*args, **kwargs).sample((QUANTILE_DRAWS,))
             levels = torch.as_tensor(quantiles).to(u)
@@ -139,7 +139,7 @@ class AutoConditional(AutoContinuous):
         return found
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The median of each latent, of `QUANTILE_DRAWS` draws."""
+        """The median of each latent from `QUANTILE_DRAWS` draws, by name, ``site_shape``."""
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
 
 
@@ -156,7 +156,7 @@ def init_to_middle(site: Any) -> Tensor:
 
 
 def _best_start(posterior: Posterior, start: Tensor) -> Tensor:
-    """``start``, or a place near the middle of the supports where the density is higher."""
+    """``start``, or a point near the middle of the supports where the density is higher."""
     with torch.no_grad():
         places = torch.cat([start.unsqueeze(0), posterior.initial(STARTS)])
         return places[posterior.log_joint(places).nan_to_num(-math.inf).argmax()]
@@ -236,7 +236,7 @@ def _mean_field(
 
 
 OverReals = AutoContinuous | Conditional | Distribution
-"""What is a density of u as it is; other guides state their sites one by one."""
+"""Types that are a density of u themselves; other guides state their sites one by one."""
 
 # -- weights ----------------------------------------------------------------------------------------------------------
 
@@ -247,7 +247,7 @@ def _placed(q: Distribution, loc: Tensor, factor: Tensor) -> dist.TransformedDis
 
 
 class _Placed(nn.Module):
-    """Calls a function with the distribution of u, on the parameters that `functional_call` puts in for q's."""
+    """Calls a function with the distribution of u, for `functional_call` to replace the parameters of q."""
 
     def __init__(self, q: Conditional):
         super().__init__()
@@ -258,12 +258,12 @@ class _Placed(nn.Module):
 
 
 class Stacked(nn.Module):
-    """Guides of one posterior side by side, each with its own parameters, as one of batch shape ``(R,)``.
+    """R guides of one posterior, each with its own parameters, as one guide of batch shape ``(R,)``.
 
-    A call of q under `torch.func.vmap` stands for R calls.
+    One call of q under `torch.func.vmap` replaces R calls.
 
     Args:
-        guides: q, loc and factor of each `AutoConditional`; they differ in nothing but numbers.
+        guides: q, loc and factor of each `AutoConditional`; they differ only in the values of their tensors.
     """
 
     def __init__(self, guides: Sequence[tuple[Conditional, Tensor, Tensor]]):
@@ -280,7 +280,7 @@ class Stacked(nn.Module):
         return StackedDistribution(self)
 
     def for_each(self, function: Callable[..., Any], *inputs: Any, **dims: Any) -> Any:
-        """``function(q(u), *inputs)`` of every guide; ``dims`` as for `torch.func.vmap`."""
+        """``function(q(u), *inputs)`` for every guide; ``dims`` as for `torch.func.vmap`."""
 
         def one(parameters: Any, buffers: Any, *inputs: Any) -> Any:
             return functional_call(self.guides[0], (parameters, buffers), (function, *inputs))
@@ -291,7 +291,7 @@ class Stacked(nn.Module):
             return vmap(one, randomness="different", **dims)(parameters, self.fixed, self.loc, self.factor, *inputs)
 
     def unstack(self) -> None:
-        """Give every q the parameters that it has here."""
+        """Copy the stacked parameters back into each q."""
         with torch.no_grad():
             for i, guide in enumerate(self.guides):
                 for parameter, stacked in zip(guide.parameters(), self.stacked, strict=True):
@@ -299,7 +299,7 @@ class Stacked(nn.Module):
 
 
 class StackedDistribution(TorchDistribution):
-    """What `Stacked.get_posterior` returns. The density of a draw is computed with the draw, whose inverse is known."""
+    """The distributions that `Stacked` returns. A draw's density is computed with the draw, so nothing is inverted."""
 
     arg_constraints: ClassVar = {}
     has_rsample = True
@@ -333,7 +333,7 @@ class StackedDistribution(TorchDistribution):
 
 @contextlib.contextmanager
 def _vectorized_draws() -> Iterator[None]:
-    """torch (2.11 to 2.13) draws normal numbers into empty memory, which `vmap` refuses: here they are made anew."""
+    """Replace torch's draws of normal numbers into empty memory (2.11 to 2.13), which `vmap` refuses."""
 
     def normal(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.randn(shape, dtype=dtype, device=device)
@@ -345,14 +345,17 @@ def _vectorized_draws() -> Iterator[None]:
 
 
 def over_reals(q: Any, posterior: Posterior, argument: str) -> Any:
-    """The distribution of u that a guide, a conditional or a distribution is.
+    """The distribution of u that a guide, a conditional or a distribution stands for.
 
     Raises:
-        TypeError, ValueError: it is no distribution of u; the message says what is.
+        TypeError, ValueError: ``q`` is no distribution of u; the message says what to pass.
     """
     if isinstance(q, AutoContinuous):
         if q.prototype_trace is None:
-            raise ValueError(f"{argument} is a guide that was never called: fit it first")
+            raise ValueError(
+                f"{argument} is a guide that has never been called: fit it first, "
+                "dgm.infer.train_guide(posterior, guide)"
+            )
         q = q.get_posterior(*posterior.args, **posterior.kwargs)
     elif isinstance(q, Conditional):
         q = q()
@@ -364,7 +367,7 @@ def over_reals(q: Any, posterior: Posterior, argument: str) -> Any:
     if q.batch_shape + q.event_shape != (posterior.D,):
         raise ValueError(
             f"{argument} is a distribution of shape {tuple(q.batch_shape + q.event_shape)}, but {posterior!r} has "
-            f"vectors of {posterior.D}: fit it to the same model and data"
+            f"shape ({posterior.D},): fit {argument} to the same model and data"
         )
     return Independent(q, 1) if q.batch_shape else q
 
@@ -373,7 +376,7 @@ def weigh(posterior: Posterior, guide: Any, num_particles: int) -> tuple[Tensor,
     """Draws of a guide as u, ``(K, D)``, and log p(u, y) - log q(u), ``(K,)``, in nats.
 
     Raises:
-        TypeError, ValueError: the guide does not fit the posterior; the message says what does.
+        TypeError, ValueError: the guide does not fit the posterior; the message says what to pass.
     """
     if isinstance(guide, OverReals):
         q = over_reals(guide, posterior, "guide")
@@ -390,7 +393,10 @@ def weigh(posterior: Posterior, guide: Any, num_particles: int) -> tuple[Tensor,
         nodes: Any = traced.trace.nodes
         stated = latent_sites(traced.trace)
         if all(isinstance(nodes[name]["fn"], Delta) for name in stated):
-            raise ValueError(f"this {type(guide).__name__} is a point, which has no density: weights need one")
+            raise ValueError(
+                f"guide is a point ({type(guide).__name__}), which has no density: pass one that has, such as "
+                "dgm.guides.auto(model, 'fullrank')"
+            )
         draws.append({name: nodes[name]["value"] for name in stated if name in posterior.names})
         densities.append(traced.trace.log_prob_sum())
     u = posterior.unconstrain({name: torch.stack([draw[name] for draw in draws]) for name in draws[0]})
@@ -399,7 +405,7 @@ def weigh(posterior: Posterior, guide: Any, num_particles: int) -> tuple[Tensor,
 
 
 def _nan_to_zero_density(log_weights: Tensor) -> Tensor:
-    """Where the density of the model is no number, it is 0."""
+    """Log weights in which NaN, an undefined density of the model, counts as density 0."""
     return log_weights.nan_to_num(-math.inf, math.inf, -math.inf)
 
 
@@ -407,14 +413,14 @@ def _nan_to_zero_density(log_weights: Tensor) -> Tensor:
 
 
 class GuidedPosterior(Program):
-    """A `Posterior` and a guide of it as a `Program` with one datum, which every objective takes.
+    """A `Posterior` and its guide as a `Program` with one datum, which every objective takes.
 
-    The data of the posterior stand in the place of x, so what is passed as x, ``(1,)``, is not read.
+    The posterior has its own data, so the x that is passed, ``(1,)``, is not read.
 
     Args:
-        posterior: with a density of u.
-        guide: an `AutoContinuous` of the same model and data, set up; or `Stacked` ones, for as many data.
-        num_particles: how many u at once the recorded density is for; other numbers go through Pyro's handlers.
+        posterior: a `Posterior` with a density of u.
+        guide: an `AutoContinuous` of the same model and data, set up; or `Stacked` guides, one per datum.
+        num_particles: number of u that the recorded density takes at once; other numbers run Pyro's handlers.
 
     >>> import torch, pyro, pyro.distributions as dist, dgm_pyro as dgm
     >>> def model(y):
@@ -453,7 +459,7 @@ class GuidedPosterior(Program):
 
 
 class _KnownGradient(torch.autograd.Function):
-    """A density whose gradient is known once its value is."""
+    """A density that computes its gradient together with its value."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, density: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:

@@ -6,8 +6,8 @@ r"""Autoregressive models: p(x) by the chain rule over the features, in some ord
 
 Each conditional is a univariate distribution, and one network computes the parameters of all D of them from x itself.
 The network is masked: the parameters of x_i depend on the features before x_i only. So one pass scores every feature.
-Sampling goes from feature to feature, because x_i must be drawn before x_{i+1} can be. A network with a `cache`
-computes at each what is new there, one pass in all; any other takes a whole pass per feature.
+Sampling goes from feature to feature, because x_i must be drawn before x_{i+1}. A network with a `cache` computes only
+what is new at each feature, one pass in total; any other network takes a full pass per feature.
 
 Two forms on the same parameters: *plated*, `Autoregressive`, all features at once in a single site; *unrolled*,
 `Autoregressive.unroll`, the chain itself with one site per feature, ``x_1 .. x_D``, any of which can be conditioned.
@@ -115,10 +115,10 @@ class Autoregressive(Conditional):
     def chain(
         self, draw: Callable[[int, TorchDistribution], Tensor], batch: Sequence[int] = (), given: Any = None
     ) -> Tensor:
-        """x of which every feature, one after the other in the order, is ``draw(i, p(x_i | x_<i, given))``.
+        """Build x feature by feature in the order: x_i is ``draw(i, p(x_i | x_<i, given))``.
 
         Returns:
-            ``(*batch, *event_shape)``, or of the shape that ``batch`` and what is drawn broadcast to.
+            x, ``(*batch, *event_shape)``, where ``batch`` broadcasts with the batch shape of the draws.
         """
         chain, values = FeatureChain(self, batch, given), []
         for i in range(1, len(self.order) + 1):
@@ -137,7 +137,7 @@ class Autoregressive(Conditional):
         return torch.where(here, value.reshape(*value.shape, *(1,) * len(self.event_shape)), x)
 
     def blank(self, batch: Sequence[int] = ()) -> Tensor:
-        """Zeros to start a chain from. Integers are of the smallest type, to be promoted to that of what is drawn."""
+        """Zeros to start a chain from. Integers have the smallest dtype, which is promoted to that of the draws."""
         like = parameter_of(self)
         dtype = like.dtype if self.levels is None else torch.uint8
         return torch.zeros(*batch, *self.event_shape, dtype=dtype, device=like.device)
@@ -163,7 +163,7 @@ class UnrolledAutoregressive(Program):
         program: the plated form, whose parameters it shares.
 
     Raises:
-        ValueError: x as a whole is conditioned, or a feature on another value than in the x given.
+        ValueError: x as a whole is conditioned, or a feature is conditioned on another value than it has in x.
 
     >>> import pyro, torch, dgm_pyro as dgm
     >>> program = dgm.Autoregressive(dgm.Bernoulli(3, dgm.networks.MADE(3, 1, hidden=(8,)))).unroll()
@@ -201,8 +201,8 @@ class UnrolledAutoregressive(Program):
                 stated = pyro.sample(f"{name}_{i}", p.at(i, raw), obs=x_i)
                 if stated is not x_i and bool((stated != x_i).any()):
                     raise ValueError(
-                        f"'{name}_{i}' is conditioned on other values than the {name!r} that is given: leave out one "
-                        "of the two"
+                        f"'{name}_{i}' is conditioned on other values than it has in the {name!r} passed: leave out "
+                        "one of the two"
                     )
         if pyro.deterministic(name, x, event_dim=event_dim) is not x:
             raise ValueError(
@@ -215,10 +215,10 @@ class UnrolledAutoregressive(Program):
 class FeatureChain:
     """p(x_1 | given), p(x_2 | x_1, given), .. in turn, each by `next` once the value before it is `put`.
 
-    With a cache if the network has one (see `networks.caches`), else by a pass of the network for each.
+    It uses the network's cache if there is one (see `networks.caches`), else a pass of the network per feature.
 
     Args:
-        program: whose conditionals these are.
+        program: the program with the conditionals.
         batch: batch shape of x; it grows with that of the values.
         given: ``(*batch, *given_shape)``.
     """
@@ -229,7 +229,7 @@ class FeatureChain:
         make = cache_maker(factors.network)
         if (
             type(factors).raw_parameters is not IndependentConditional.raw_parameters
-        ):  # which may do with x whatever it likes
+        ):  # another class may use x in any way
             make = None
         self.cache: Cache | None = None
         self.last: Tensor | None = None
@@ -254,7 +254,7 @@ class FeatureChain:
         return p.factors.adjusted(raw.reshape(*self.batch, raw.shape[-1]), p.order[self.place - 1])
 
     def put(self, value: Tensor) -> None:
-        """Go on with ``value`` as the feature at this place."""
+        """Set the feature at this place to ``value``, and move to the next place."""
         batch = self.batch if value.shape == self.batch else torch.broadcast_shapes(self.batch, value.shape)
         if self.cache is None:
             self.x, self.batch = self.program.place(self.x, self.place, value), batch
@@ -264,14 +264,14 @@ class FeatureChain:
         self.last = value.expand(batch).reshape(-1)
 
     def skip(self, value: Tensor) -> None:
-        """`next` and `put` where p(x_i | x_<i) itself is not wanted."""
+        """`next` and `put`, without computing p(x_i | x_<i)."""
         self.place += 1
         if self.cache is not None:
             self.cache.step(self.last)
         self.put(value)
 
     def take(self, rows: Tensor) -> None:
-        """Go on with the chains at ``rows``, indices into the flattened batch, whose shape is that of the new batch."""
+        """Keep only the chains at ``rows``, indices into the flattened batch, in the shape of the new batch."""
         p = self.program
         if self.cache is not None:
             self.cache.take(rows.reshape(-1))
@@ -291,7 +291,7 @@ class AutoregressiveDistribution(TorchDistribution):
     """The distribution that `Autoregressive` returns for ``given``.
 
     Args:
-        program: whose parameters it has.
+        program: the program whose parameters it shares.
         given: ``(*batch, *given_shape)``; its batch shape is the distribution's.
     """
 
@@ -317,7 +317,7 @@ class AutoregressiveDistribution(TorchDistribution):
         return new
 
     def factors(self, name: str, given: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
-        """p(x_i | x_<i, given): each variable and the names of what it is conditioned on."""
+        """p(x_i | x_<i, given): each variable, and the names of the variables that it is conditioned on."""
         names = [f"{name}_{i}" for i in range(1, len(self.program.order) + 1)]
         return [(site, (*names[:i], *given)) for i, site in enumerate(names)]
 
@@ -325,7 +325,7 @@ class AutoregressiveDistribution(TorchDistribution):
         return self.program.blank(self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(x | given) in nats, of the shape that the batches of ``value`` and of the distribution broadcast to."""
+        """log p(x | given) in nats, of the broadcast batch shape of ``value`` and of the distribution."""
         if self._validate_args:
             self._validate_sample(value)
         raw = self.program.raw_parameters(value, self.given)
@@ -363,11 +363,11 @@ def order_of(factors: IndependentConditional) -> tuple[int, ...]:
 
 @torch.no_grad()
 def check_masked(program: Autoregressive, places: int = 16) -> None:
-    """Raise if parameters of a feature change when features at its place or later do.
+    """Raise if the parameters of a feature change when features at its place or later change.
 
     Args:
-        places: from at most so many places in the order on, evenly spread, all features are changed; from fewer where
-            there are thousands of features, because each takes a pass of the network.
+        places: number of evenly spread places in the order; from each of them on, all features are changed. Fewer are
+            used for thousands of features, because each place takes a pass of the network.
     """
     size, order, like = len(program.order), torch.tensor(program.order), parameter_of(program)
     count = min(size, places, max(1, FEATURES_CHECKED // size))
@@ -386,7 +386,7 @@ def check_masked(program: Autoregressive, places: int = 16) -> None:
         raise ValueError(
             f"the network of factors is not autoregressive in its order: the parameters of feature {feature}, at "
             f"place {int(place[feature]) + 1}, change with features at place {int(changed_from[row]) + 1} or later. "
-            "Use dgm.networks.MADE or dgm.networks.PixelCNN, or mask your network likewise"
+            "Use dgm.networks.MADE or dgm.networks.PixelCNN, or mask your network in the same way"
         )
     check_cache(program, x[:1], given, raw[0, order[:places].to(raw.device)])
 

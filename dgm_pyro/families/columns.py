@@ -5,10 +5,10 @@ Given what the network is given, the columns are independent,
 .. math::
     p(x \mid c) = \prod_i p_i(x_i \mid c),
 
-where :math:`p_i` is a mass for integers and categories and a density for reals. So log p(x) is that of a mass times a
-density: `Evidence.measure` says which columns are which. Alone it is the reference that knows no dependence; as the
-likelihood of a VAE the columns depend on each other through z; in `Autoregressive`, with a `networks.ColumnMADE`, each
-depends on those before it.
+where :math:`p_i` is a mass for integers and categories and a density for reals. So p(x) is a mass times a density, and
+`Evidence.measure` says which columns are which. On their own, the columns are independent: a reference without any
+dependence. In the likelihood of a VAE they depend on each other through z. In `Autoregressive`, with a
+`networks.ColumnMADE`, each depends on the columns before it.
 """
 
 from __future__ import annotations
@@ -62,15 +62,16 @@ class Columns(IndependentConditional):
     ====================== ===================================================================================
 
     Args:
-        columns: the kind of each, by name, in the order of x.
-        network: maps ``given`` to ``(B, P, D)`` or flat; or a function that makes one of P * D outputs.
-        shift, scale: of each column, ``(D,)``: a real column is shift + scale * u, a positive one scale * u, of a u
-            that starts with scale 1. A positive column starts with its median at the shift, and a count with its mean
-            there, where that is positive. They count for no other kind.
+        columns: the kind of each column, by name, in the order of x.
+        network: maps ``given`` to ``(B, P, D)`` or flat; or a function that takes the output size P * D and returns
+            such a network.
+        shift, scale: ``(D,)``, used by three kinds. A real column is shift + scale * u, and a positive one scale * u,
+            with a u that starts at scale 1. A positive column starts with its median at the shift, and a count with
+            its mean there, where the shift is positive.
         learned, parameters, given_shape: as `Normal`.
 
     Raises:
-        ValueError, TypeError: a column is of no such kind.
+        ValueError, TypeError: the kind of a column is not one of these, or shapes do not fit.
 
     >>> import torch, dgm_pyro as dgm
     >>> table = dgm.Columns({"height": "real", "visits": "count", "city": ("category", 3)}, learned=True)
@@ -119,12 +120,12 @@ class Columns(IndependentConditional):
 
     @property
     def categories(self) -> list[int | None]:
-        """Number of values of each column that is a category without an order; None of the others."""
+        """Number of values of each column that is a category without an order; None for other columns."""
         return [part.levels if isinstance(part, Categorical) else None for part in self.parts]
 
     @property
     def amounts(self) -> list[int]:
-        """The columns whose values have a lower bound alone, which span magnitudes."""
+        """Indices of the columns with a lower bound and no upper one: their values span orders of magnitude."""
         low, high = "lower_bound", "upper_bound"
         return [i for i, line in enumerate(self.supports) if hasattr(line, low) and not hasattr(line, high)]
 
@@ -150,8 +151,8 @@ class ColumnsDistribution(TorchDistribution):
     """Independent features of different distributions, ``(*batch, D)``.
 
     Args:
-        parts: the distribution of each, of batch shape ``batch``.
-        line: their supports, as one of the last dimension.
+        parts: the distribution of each feature, of batch shape ``batch``.
+        line: their supports, as one constraint on the last dimension.
     """
 
     arg_constraints: ClassVar = {}
@@ -191,10 +192,13 @@ class ColumnsDistribution(TorchDistribution):
 
 
 def _conditional_of_column(name: str, kind: Any) -> tuple[IndependentConditional, tuple[float, float] | None]:
-    """A conditional of one feature, and the shift and scale that its kind fixes; None where those of the data serve."""
+    """A conditional of one feature, and the shift and scale that its kind fixes; None where the data give them."""
     if isinstance(kind, IndependentConditional):
         if kind.event_shape != () or kind.conditional or any(True for _ in kind.parameters()):
-            raise ValueError(f"columns[{name!r}] must be a conditional of event_shape () that learns nothing itself")
+            raise ValueError(
+                f"columns[{name!r}] must be a conditional of event_shape () without parameters of its own, such as "
+                "dgm.StudentT(())"
+            )
         return kind, None
     label, *values = kind if isinstance(kind, tuple) else (kind,)
     argument = f"columns[{name!r}]"
@@ -222,7 +226,7 @@ def _conditional_of_column(name: str, kind: Any) -> tuple[IndependentConditional
 
 
 def _padded(parts: Any, per_feature: int) -> Tensor:
-    """Raw parameters of the standard members, ``(P, D)``, zeros below those of a column that has fewer."""
+    """Raw parameters of the standard members, ``(P, D)``, padded with zeros for columns that have fewer."""
     columns = [torch.nn.functional.pad(part.initial(), (0, per_feature - part.num_parameters)) for part in parts]
     return torch.stack(columns, -1)
 
@@ -243,7 +247,7 @@ def _filled_in(
     if tuple(values.shape) != (len(units),):
         raise ValueError(f"{argument} has shape {tuple(values.shape)}, but there are {len(units)} columns")
     fixed = [float(value) if unit is None else unit[i] for value, unit in zip(values, units, strict=True)]
-    if argument == "shift":  # a positive number has no other zero
+    if argument == "shift":  # the zero of a positive number is fixed
         fixed = [0.0 if kind == "positive" else value for value, kind in zip(fixed, columns.values(), strict=True)]
     dtype = values.dtype if argument == "shift" else torch.get_default_dtype()
     return torch.tensor(fixed, dtype=dtype)

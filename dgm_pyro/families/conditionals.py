@@ -1,8 +1,8 @@
 r"""The conditionals p(x | given): one Pyro distribution each, its parameters free, fixed, or computed by a network.
 
 A network maps ``given`` to P raw parameters per feature, ``(B, P, *event_shape)`` or flat ``(B, P * numel)`` with P
-first; each class states its P as `num_parameters`. Any `nn.Module` of that output size serves, and so does a function
-that makes one of the output size:
+first; each class states its P as `num_parameters`. The network is any `nn.Module` with this output size, or a function
+that takes the output size and returns one:
 
 >>> import torch, dgm_pyro as dgm
 >>> normal = dgm.Normal(3, lambda size: torch.nn.Linear(2, size))
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 Network = nn.Module | Callable[[int], nn.Module]
-"""A network, or a function that makes one of its number of outputs, P times the number of features."""
+"""A network, or a function that takes its output size, P times the number of features, and returns one."""
 
 
 class IndependentConditional(Conditional):
@@ -91,7 +91,7 @@ class IndependentConditional(Conditional):
             self.given_shape = shape_read_by(network) if given_shape is None else as_given_shape(given_shape)
             self.num_classes = getattr(network, "num_classes", getattr(network, "num_embeddings", None))
         elif given_shape is not None:
-            raise ValueError("given_shape is of what a network is given: leave it out without a network")
+            raise ValueError("given_shape is the shape of a network's input: without a network, leave it out")
         else:
             shape = (num_parameters, *self.event_shape)
             if parameters is None:
@@ -134,11 +134,11 @@ class IndependentConditional(Conditional):
         return inside(self.distribution(start).support, start.new_zeros(self.event_shape))
 
     def univariate(self, raw: Tensor) -> dist.TorchDistribution:
-        """The distribution of single features: from raw parameters ``(*batch, P)``, one of batch shape ``batch``."""
+        """The distribution of single features, of batch shape ``batch``, from raw parameters ``(*batch, P)``."""
         raise NotImplementedError
 
     def of_feature(self, raw: Tensor, feature: int) -> dist.TorchDistribution:
-        """The distribution of one feature, by its flat index: from ``(*batch, P)``, of batch shape ``batch``."""
+        """The distribution of the feature at a flat index, of batch shape ``batch``, from ``(*batch, P)``."""
         return self.univariate(raw)
 
     def raw_parameters(self, given: Any = None) -> Tensor:
@@ -164,8 +164,8 @@ class IndependentConditional(Conditional):
         """The network's output plus the part that does not depend on ``given``.
 
         Args:
-            raw: of all features, ``(*batch, P, *event_shape)``; or of one, ``(*batch, P)``.
-            feature: the flat index of that one.
+            raw: raw parameters of all features, ``(*batch, P, *event_shape)``, or of one feature, ``(*batch, P)``.
+            feature: the flat index of that one feature.
         """
         if self.start is None:
             return raw
@@ -185,24 +185,24 @@ class IndependentConditional(Conditional):
 class Normal(IndependentConditional):
     r"""Diagonal Normal. P = 2: location, and a raw scale that softplus makes positive. Standard: N(0, I).
 
-    The raw scale is rounded to the precision that it is built in: of a standard one built in float32, ``.double()`` has
-    scale 1 - 4.5e-10. Built under the default dtype float64, its scale is 1 to the last bit but one.
+    The raw scale is rounded to the dtype in which it is built. A standard Normal that is built in float32 and then
+    moved by ``.double()`` has scale 1 - 4.5e-10; built in float64, its scale is 1 to the last bit but one.
 
     Args:
         event_shape: shape of one x.
-        network: maps ``given`` to ``(B, 2, *event_shape)`` or flat ``(B, 2 * numel)``; or a function that makes such a
-            network of ``2 * numel``.
+        network: maps ``given`` to ``(B, 2, *event_shape)`` or flat ``(B, 2 * numel)``; or a function that takes the
+            output size ``2 * numel`` and returns such a network.
         learned: without a network, whether the parameters are free.
         parameters: without a network, raw parameters to start from, ``(2, *event_shape)``.
         given_shape: shape of one ``given``, for a network without a `given_shape`.
-        scale_type: "network", or with a network that gives the location alone (P = 1), a learned scale that does not
-            depend on ``given``: one per "feature", or one that is "shared" by all.
-        initial_scale: with a network, the scale where its output, or the learned scale, starts: at 0. Default: where
-            softplus is at 0, 0.69, for a network's; 1 for a learned one. An encoder that starts narrow, at 0.05 say,
-            tells its latents apart from the prior's noise before the KL switches them off.
+        scale_type: "network": the network gives the scale too. "feature" or "shared": the network gives the location
+            alone (P = 1); the scale is learned, one per feature or one for all, and does not depend on ``given``.
+        initial_scale: with a network, the scale at the start of training, where the network's raw output is 0.
+            Default: softplus(0) = 0.69 for a scale from the network, 1 for a learned scale. An encoder with a small
+            initial scale, such as 0.05, makes its latents informative before the KL switches them off.
 
     Raises:
-        ValueError: an option does not fit the others.
+        ValueError: a shape does not fit, or an option needs a network, or needs that there is none.
 
     >>> import dgm_pyro as dgm
     >>> round(dgm.Normal(1).log_prob(torch.zeros(1, 1)).item(), 4)
@@ -255,7 +255,7 @@ class Normal(IndependentConditional):
 
 
 class _CountedParameters(IndependentConditional):
-    """Base of the conditionals that nothing but the number of their parameters distinguishes.
+    """Base of the conditionals whose number of parameters per feature is a constant of the class.
 
     Attributes:
         per_feature: P.
@@ -285,7 +285,7 @@ class _CountedParameters(IndependentConditional):
 
 @register
 class Bernoulli(_CountedParameters):
-    """Independent bits. P = 1: logits. Standard: fair coins.
+    """Independent bits. P = 1: logits. Standard: probability 1/2.
 
     Args: as `Normal`, with ``(B, 1, *event_shape)`` from the network.
     """
@@ -301,7 +301,7 @@ class Bernoulli(_CountedParameters):
 class StudentT(_CountedParameters):
     """Independent reals with heavy tails. P = 3: location, raw scale, raw degrees of freedom, which are above 1.
 
-    Standard: location 0, scale 1, 5 degrees; what a network gives is added to these.
+    Standard: location 0, scale 1, 5 degrees of freedom; the network's output is added to the raw parameters of these.
 
     Args: as `Normal`, with ``(B, 3, *event_shape)`` from the network.
 
@@ -324,7 +324,7 @@ class StudentT(_CountedParameters):
 class LogNormal(_CountedParameters):
     """Independent positive reals. P = 2: location and raw scale of log x. Standard: log x is N(0, 1).
 
-    What a network gives is added to the standard member's parameters.
+    The network's output is added to the standard member's parameters.
 
     Args: as `Normal`, with ``(B, 2, *event_shape)`` from the network.
     """
@@ -343,8 +343,8 @@ class LogNormal(_CountedParameters):
 class Beta(_CountedParameters):
     """Independent reals strictly between 0 and 1. P = 2: logit of the mean, raw concentration a + b. Standard: uniform.
 
-    What a network gives is added to the standard member's parameters. For other bounds, put it into `Standardized` with
-    the lower bound as its shift and the distance of the two as its scale.
+    The network's output is added to the standard member's parameters. For reals between other bounds use
+    ``Standardized(beta, shift=lower, scale=upper - lower)``.
 
     Args: as `Normal`, with ``(B, 2, *event_shape)`` from the network.
     """
@@ -379,7 +379,7 @@ class Poisson(_CountedParameters):
 class NegativeBinomial(_CountedParameters):
     """Independent counts of mean r and variance r + r^2 / k. P = 2: log r, and a raw k. Standard: r = k = 1.
 
-    What a network gives is added to the standard member's parameters.
+    The network's output is added to the standard member's parameters.
 
     Args: as `Normal`, with ``(B, 2, *event_shape)`` from the network.
     """
@@ -397,12 +397,13 @@ class NegativeBinomial(_CountedParameters):
 
 @register
 class ZeroInflated(IndependentConditional):
-    """Another conditional's features, each replaced by 0 with some probability.
+    """The features of a base conditional, each replaced by 0 with some probability.
 
-    P is one more than the other's: first the logit of that probability. Standard: one half, and the other's.
+    P is one more than that of the base: the first parameter is the logit of that probability. Standard: probability
+    1/2, and the base's standard parameters.
 
     Args:
-        base: a conditional of integers without a network, such as ``dgm.Poisson(3)``: its class and its shape count.
+        base: a conditional of integers without a network, such as ``dgm.Poisson(3)``.
         network, learned, parameters, given_shape: as `Normal`, with ``(B, P, *event_shape)`` from the network.
 
     Raises:
@@ -425,7 +426,10 @@ class ZeroInflated(IndependentConditional):
     ):
         check_type(base, IndependentConditional, "base", "a conditional of integers such as dgm.Poisson(3)")
         if base.conditional or any(True for _ in base.parameters()):
-            raise ValueError("base has a network or learned parameters, but ZeroInflated learns them: leave them out")
+            raise ValueError(
+                "base has a network or learned parameters of its own, but ZeroInflated learns its parameters: pass "
+                "network= or learned=True to ZeroInflated, and leave them out of base"
+            )
         if base.measure != "mass":
             raise TypeError(f"base must be a mass on integers, but {type(base).__name__} has a density")
         start = torch.cat((torch.zeros(1, *base.event_shape), base.initial()))
@@ -450,7 +454,7 @@ class Categorical(IndependentConditional):
 
     Args:
         event_shape: shape of one x; ``()`` for a single class label.
-        levels: how many integers.
+        levels: number of integers.
         network, learned, parameters, given_shape: as `Normal`, with ``(B, levels, *event_shape)`` from the network.
     """
 
@@ -478,12 +482,12 @@ class Categorical(IndependentConditional):
 class MixtureOfNormals(IndependentConditional):
     """Independent features, each a mixture of ``components`` Normals.
 
-    P = 3 * components: logits, locations, raw scales. Standard: unit-scale components spread evenly over [-2, 2]; what
-    a network gives is added to these, because components that start alike would stay alike.
+    P = 3 * components: logits, locations, raw scales. Standard: unit-scale components spread evenly over [-2, 2]. The
+    network's output is added to these, because components that start alike would stay alike.
 
     Args:
         event_shape: shape of one x.
-        components: how many Normals per feature.
+        components: number of Normals per feature.
         network, learned, parameters, given_shape: as `Normal`, with ``(B, 3 * components, *event_shape)``.
     """
 
@@ -528,13 +532,13 @@ class DiscretizedLogistic(IndependentConditional):
     """Independent integers 0 .. levels - 1, each a mixture of discretized logistics with closed edge bins.
 
     P = 3 * components: logits, locations (on the scale where the levels span [-1, 1]), raw scales. Standard: components
-    spread evenly over [-1, 1]; what a network gives is added to these.
+    spread evenly over [-1, 1]; the network's output is added to these.
     Source: Salimans et al. 2017 (PixelCNN++), section 2.1.
 
     Args:
         event_shape: shape of one x.
-        levels: how many integers, at least 2.
-        components: how many logistics per feature.
+        levels: number of integers, at least 2.
+        components: number of logistics per feature.
         network, learned, parameters, given_shape: as `Normal`, with ``(B, 3 * components, *event_shape)``.
     """
 
@@ -578,7 +582,7 @@ class DiscretizedLogistic(IndependentConditional):
 
 
 def shape_read_by(network: nn.Module) -> Shape | None:
-    """The shape of the input of ``network``, a pair with that of its ``given``; None if it does not say."""
+    """The input shape of ``network``, or a pair with the shape of its ``given``; None if it declares none."""
     if isinstance(network, nn.LazyLinear):  # it takes what comes first
         return None
     if isinstance(network, nn.Linear):
@@ -596,8 +600,7 @@ def positive(raw: Tensor) -> Tensor:
 
 
 def bounded_log(raw: Tensor) -> Tensor:
-    """``raw`` kept within -20 and 20, and its gradient as it is: the logarithm of a rate that neither vanishes nor
-    overflows, and can recover."""
+    """``raw`` clamped to [-20, 20] with its gradient kept: the logarithm of a rate that can always recover."""
     return raw.clamp(-20, 20).detach() + (raw - raw.detach())
 
 
@@ -606,7 +609,7 @@ def inverse_softplus(value: float) -> float:
 
 
 def check_factors(factors: Any) -> None:
-    """Raise a TypeError if ``factors`` is no conditional of features that a chain rule could take one by one."""
+    """Raise a TypeError unless ``factors`` is a conditional of features that the chain rule can take one by one."""
     check_no_distribution(factors, "factors")
     if not isinstance(factors, IndependentConditional):
         raise TypeError(
@@ -620,7 +623,7 @@ def check_levels(levels: int) -> int:
 
 @register
 class Uniform(Conditional):
-    """The uniform distribution on the closed unit cube: the base of a flow there, and the plain guide of `Dequantized`.
+    """The uniform distribution on the closed unit cube: a base for flows there, and the default guide of `Dequantized`.
 
     Args:
         event_shape: shape of one x.

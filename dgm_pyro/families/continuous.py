@@ -1,17 +1,17 @@
 r"""Diffusion in continuous time: a bound that no number of steps loosens, a schedule that is learned, a likelihood.
 
-Time runs from 0, where there is hardly any noise, to 1, where there is hardly anything else, and the log
-signal-to-noise ratio :math:`\lambda(t) = \log \alpha_t^2 / \sigma_t^2` falls linearly between two ends. As the number
+Time runs from 0, almost without noise, to 1, almost pure noise, and the log signal-to-noise ratio
+:math:`\lambda(t) = \log \alpha_t^2 / \sigma_t^2` falls linearly between two ends. As the number
 of steps goes to infinity the sum over time in the bound of `dgm_pyro.families.diffusion` becomes an integral,
 
 .. math::
     \log p(x) \ge E_q\Big[\log p(x \mid x_{t=0}) - KL(q(x_{t=1} \mid x) \| p(x_{t=1}))
     - \tfrac12 \int_0^1 (-\lambda'(t))\, e^{\lambda(t)}\, \|x - \hat x(x_t, t)\|^2\, dt\Big].
 
-*Which times.* The integral does not change if t = t(u) for an increasing map of [0, 1] onto itself: u is drawn evenly,
-and the slope dt/du is the weight of a time. So a learned schedule of noise is a learned density of times,
-:math:`1 / t'(u)`; it cannot change the bound, only the variance of its estimate, :math:`E[(t'(u)\, L(t(u)))^2]` with L
-the integrand. That is what it descends, at fixed times and with L held constant: only the density depends on it then.
+*Which times.* The integral does not change if t = t(u) for an increasing map of [0, 1] onto itself: u is uniform, and
+the slope dt/du is the weight of a time. So a learned noise schedule is a learned density of times, :math:`1 / t'(u)`.
+It cannot change the bound, only the variance of its estimate, :math:`E[(t'(u)\, L(t(u)))^2]` with L the integrand. The
+schedule minimizes this second moment, at fixed times and with L held constant, where only the density depends on it.
 The two ends do enter the bound, and learn from it.
 
 *The exact density.* The marginals of the noising are those of an ordinary differential equation too. In
@@ -21,9 +21,9 @@ The two ends do enter the bound, and learn from it.
     \frac{dy}{d\tau} = y - \hat x, \qquad
     \frac{d}{d\tau} \log p_\tau(y) = -\operatorname{tr}\Big(1 - \frac{\partial \hat x}{\partial y}\Big),
 
-a flow from x = y at t = 0 to noise: log p(x) is exact up to the solver's tolerance. It is the density of the
-deterministic samplers' y at t = 0, which has noise of scale :math:`e^{-\lambda(0) / 2}` left in it, before their last
-step, to the denoiser's mean; and that of a different model than the ancestral chain on the same network.
+a flow from x = y at t = 0 to noise: log p(x) is exact up to the solver's tolerance. It is the density of y at t = 0 in
+the deterministic samplers, before their last step to the denoiser's mean, when y still has noise of scale
+:math:`e^{-\lambda(0) / 2}`. The ancestral chain on the same network is a different model with another density.
 
 Source: Kingma et al. 2021 (VDM, arXiv 2107.00630), sections 4 and 5, appendix I; Song et al. 2021 (arXiv 2011.13456),
 section 4.3.
@@ -57,8 +57,11 @@ class LogSNR(nn.Module):
 
     Args:
         highest, lowest: the ends. Reals are modeled down to noise of scale exp(-highest / 2).
-        learned_ends: whether the bound moves the ends.
-        num_units: of the monotone network u -> t, whose weights are positive; with 0, t = u.
+        learned_ends: whether the ends are learned, by the bound.
+        num_units: number of hidden units of the monotone network u -> t, whose weights are positive; with 0, t = u.
+
+    Raises:
+        ValueError: ``highest`` is not above ``lowest``.
     """
 
     highest: Tensor
@@ -80,7 +83,7 @@ class LogSNR(nn.Module):
             else:
                 self.register_buffer(name, value)
         if num_units > 0:
-            # u -> sum of a line and of sigmoids about evenly spread centers, all rising: at first nearly a line.
+            # u -> a line plus sigmoids about evenly spread centers, all increasing: nearly a line at first.
             self.centers = nn.Parameter(torch.linspace(0, 1, num_units))
             self.raw_steepness = nn.Parameter(torch.full((num_units,), float(num_units)))
             self.raw_heights = nn.Parameter(torch.full((num_units,), math.log(math.expm1(0.5 / num_units))))
@@ -99,16 +102,18 @@ class LogSNR(nn.Module):
         if self.num_units == 0:
             return u, torch.ones_like(u)
         heights, steepness = nn.functional.softplus(self.raw_heights), nn.functional.softplus(self.raw_steepness)
-        start, end = (self._rise(x, heights, steepness) for x in (torch.zeros_like(u), torch.ones_like(u)))
+        start, end = (
+            self._line_plus_sigmoids(x, heights, steepness) for x in (torch.zeros_like(u), torch.ones_like(u))
+        )
         here = torch.sigmoid(steepness * (u.unsqueeze(-1) - self.centers))
         slope = 0.5 + (heights * steepness * here * (1 - here)).sum(-1)
-        return (self._rise(u, heights, steepness) - start) / (end - start), slope / (end - start)
+        return (self._line_plus_sigmoids(u, heights, steepness) - start) / (end - start), slope / (end - start)
 
-    def _rise(self, u: Tensor, heights: Tensor, steepness: Tensor) -> Tensor:
+    def _line_plus_sigmoids(self, u: Tensor, heights: Tensor, steepness: Tensor) -> Tensor:
         return 0.5 * u + (heights * torch.sigmoid(steepness * (u.unsqueeze(-1) - self.centers))).sum(-1)
 
     def log_density(self, u: Tensor) -> Tensor:
-        """log of the density of times at t(u), ``(*batch,)``; its gradient is that at a fixed t.
+        """Log density of times at t(u), ``(*batch,)``, with the gradient that it has at a fixed t.
 
         When the map changes, a fixed t belongs to another u: by the implicit function theorem, du = -dt(u) / t'(u).
         """
@@ -118,7 +123,7 @@ class LogSNR(nn.Module):
 
 
 def learned() -> LogSNR:
-    """Ends and density of times both learned."""
+    """A `LogSNR` whose ends and density of times are both learned."""
     return LogSNR(learned_ends=True, num_units=16)
 
 
@@ -131,17 +136,20 @@ class ContinuousDiffusion(Denoising):
 
     Args:
         event_shape: shape of one x.
-        denoiser: ``network(x_t, t)`` or ``network(x_t, t, given)``, to the shape of x; t is the share of the fall of
-            the log signal-to-noise ratio.
+        denoiser: ``network(x_t, t)`` or ``network(x_t, t, given)``, to the shape of x. The log signal-to-noise ratio
+            is linear in t, from its highest value at 0 to its lowest at 1.
         noise_schedule: a `LogSNR`, or "linear" (fixed), or "learned".
-        num_steps: T of the chain that `unroll` writes out, and that `sample` takes by default; training knows no steps.
+        num_steps: T of the chain that `unroll` writes out and that `sample` takes by default; training has no steps.
         predict, levels, label_dropout, sigma_data: as in `Diffusion`.
 
     Sites of ``joint("x")``: ``x``, ``x_first`` (x at t = 0), ``x_time`` (u), ``x_t``, and the factors
-    ``x_likelihood``, ``x_T_kl``, ``x_kl``; in training, with a learned density of times, ``x_schedule_kl``, which is
-    zero and carries that density's gradient.
+    ``x_likelihood``, ``x_T_kl``, ``x_kl``; in training, with a learned density of times, ``x_schedule_kl``, whose value
+    is zero and whose gradient is that density's.
 
-    The samplers may stop at any times, and take any number of steps.
+    Samplers may stop at any times, and take any number of steps.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
     """
 
     def __init__(
@@ -165,7 +173,9 @@ class ContinuousDiffusion(Denoising):
         if not isinstance(noise_schedule, LogSNR):
             raise TypeError(f"noise_schedule must be a LogSNR or a name, got {type(noise_schedule).__name__}")
         if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 2:
-            raise ValueError(f"num_steps must be an int of at least 2, the ends of time, got {num_steps!r}")
+            raise ValueError(
+                f"num_steps must be an int of at least 2, because both ends of time are steps, got {num_steps!r}"
+            )
         self.noise_schedule, self.num_steps = noise_schedule, num_steps
         if predict != "levels":
             # sqrt(v) per feature at t = 0: at first, what it is for Normal data of variance sigma_data^2.
@@ -187,12 +197,12 @@ class ContinuousDiffusion(Denoising):
         return self._continuous_time(t)
 
     def denoised_variance(self, t: Tensor) -> Tensor:
-        """v at t = 0; elsewhere none, as in the limit of infinitely many steps it changes nothing."""
+        """v at t = 0; zero elsewhere, because v has no effect in the limit of infinitely many steps."""
         v = positive(self.raw_scale) ** 2
         return torch.where(self._broadcast_with_x(self._continuous_time(t) == 0), v, torch.zeros_like(v))
 
     def posterior_variance(self, t: Tensor) -> Tensor:
-        """v at t = 0; elsewhere that of Normal data of variance sigma_data^2, or v where that is more."""
+        """v at t = 0; elsewhere the larger of v and the variance for Normal data of variance sigma_data^2."""
         v, (_, _, scale) = positive(self.raw_scale) ** 2, self.preconditioning(t)
         return torch.where(self._broadcast_with_x(self._continuous_time(t) == 0), v, torch.maximum(v, scale**2))
 
@@ -225,7 +235,7 @@ class ContinuousDiffusion(Denoising):
             at_first, at_t = self._denoise_both((first, zero), (x_t, t), given)
         else:
             at_t = self._weigh_errors(name, x0, self.denoise(x_t, t, given), (log_snr, width.expand_as(t)), slope)
-            at_first = self.denoise(first, zero, given).held()  # in a call of its own, which needs no way back
+            at_first = self.denoise(first, zero, given).held()  # in a call of its own, which needs no gradient
         pyro.factor(f"{name}_likelihood", self.likelihood(at_first).log_prob(x))
         loss = 0.5 * width * slope * log_snr.exp() * self._sum_features((x0 - at_t.x0) ** 2)
         pyro.factor(f"{name}_kl", -loss)
@@ -271,16 +281,17 @@ class ContinuousDiffusion(Denoising):
     ) -> Tensor:
         """log p(x) in nats under the probability-flow ODE, exact up to the solver's tolerance.
 
-        The density is that of the flow at t = 0, where noise of scale ``exp(-noise_schedule.highest / 2)`` is left
-        (0.007 by default). The samplers' last step, to the denoiser's mean, is not part of it. That step removes the
-        noise, so their draws spread less than this density where the noise is not small compared with the data.
+        The density is that of the flow at t = 0, where noise of scale ``exp(-noise_schedule.highest / 2)`` remains
+        (0.007 by default). The samplers' last step, to the denoiser's mean, removes this noise and is not part of the
+        density. So the samplers' draws have less spread than this density, where the noise is not small compared with
+        the data.
 
         Args:
             x: ``(B, *event_shape)``, reals.
             given: ``(B, *given_shape)`` for a conditional program.
             probes: None for the exact divergence, which costs a backward pass per feature; else that many random
                 directions per datum to estimate it (Hutchinson 1989).
-            tolerance: relative error of a step of the solver.
+            tolerance: largest relative error of a step of the solver.
 
         Returns:
             ``(B,)``; with probes ``(probes, B)``, unbiased estimates: their mean over the rows is the estimate, and
@@ -288,7 +299,7 @@ class ContinuousDiffusion(Denoising):
 
         Raises:
             ValueError: the program is a mass on integers, which has no flow; or x does not fit.
-            RuntimeError: the solver would take too many steps.
+            RuntimeError: the solver needs too many steps.
         """
         if self.levels is not None:
             raise ValueError(
@@ -327,5 +338,5 @@ class ContinuousDiffusion(Denoising):
 
 
 def _held_in_weighting(level: Tensor) -> Tensor:
-    """A noise level; a constant within `weighting_errors`: a weighted error is least where there is no noise at all."""
+    """A noise level, constant within `weighting_errors`: learned ends could lower the error by removing the noise."""
     return level if weighting() is None else level.detach()

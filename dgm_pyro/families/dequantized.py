@@ -1,8 +1,8 @@
 r"""Dequantization: a density on the unit cube as a model of integers.
 
-Integers have no density. `Dequantized` puts a flow on the unit cube behind them: the integer x of L levels is what is
-seen of a point v of the cube, :math:`x = \lfloor L v \rfloor`. So P(x) is the integral of p(v) over a cell. Any
-density q(u | x) of the place u within the cell bounds it:
+Integers have no density. `Dequantized` models them by a flow on the unit cube: the integer x of L levels is a function
+of a point v of the cube, :math:`x = \lfloor L v \rfloor`. So P(x) is the integral of p(v) over a cell. Any density
+q(u | x) of the position u within the cell gives a lower bound:
 
 .. math::
     \log P(x) \ge E_{q(u \mid x)} \left[ \log p\!\left(\frac{x + u}{L}\right) - \log q(u \mid x) \right] - D \log L
@@ -55,14 +55,14 @@ __all__ = ["Dequantized", "Floor", "dequantizer"]
 class Dequantized(Program):
     r"""A density on the unit cube as a model of integers: x = floor(levels * v), v ~ flow.
 
-    v is a latent, named after x with ``_continuous``. The guide states u ~ q(u | x) in the cube, the place of v within
-    the cell of x, as v = (x + u) / levels. A uniform q is plain dequantization; a flexible one is variational
-    dequantization, and makes the bound tighter. Edges count to both their cells within rounding error.
+    v is a latent, named after x with ``_continuous``. The guide states it as v = (x + u) / levels with u ~ q(u | x),
+    the position within the cell of x. A uniform q is uniform dequantization; a flexible q is variational
+    dequantization, which makes the bound tighter. Within rounding error, an edge belongs to both of its cells.
 
     Args:
         flow: p(v), a program with a density on the unit cube, such as ``Flow(event_shape, [..., NormalCDF()])``.
         levels: x takes the integers 0 .. levels - 1.
-        guide: q(u | x), a conditional on the unit cube, `Uniform` if None; if it is conditional, it is given x, or
+        guide: q(u | x), a conditional on the unit cube; `Uniform` if None. A conditional guide is given x, or
             (x, given) if its ``given_shape`` is a pair.
 
     Raises:
@@ -103,7 +103,7 @@ class Dequantized(Program):
         return pyro.sample(name, Floor(v, self.levels).to_event(len(self.event_shape)), obs=value)
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
-        within = self.dequantizer(self._seen_by_guide(value, given))
+        within = self.dequantizer(self._guide_input(value, given))
         batch = value.shape[: value.dim() - len(self.event_shape)]
         within = within.expand(torch.broadcast_shapes(within.batch_shape, batch))
         into = _IntoCell(value.to(parameter_of(self).dtype), self.levels, self.event_shape)
@@ -111,7 +111,7 @@ class Dequantized(Program):
         v = pyro.sample(_continuous(name), dist.TransformedDistribution(within, [into]), infer=marked)
         self.flow.posterior(_continuous(name), v, given)
 
-    def _seen_by_guide(self, value: Tensor, given: Any) -> Any:
+    def _guide_input(self, value: Tensor, given: Any) -> Any:
         if not self.dequantizer.conditional:
             return None
         return (value, given) if is_pair(self.dequantizer.given_shape) else value
@@ -140,7 +140,7 @@ class Dequantized(Program):
         return by.over_cells(self, x, mask, given)
 
     def unroll(self) -> Dequantized:
-        """Unrolls the chains among the latents of the flow, if it has any; v itself stays one site, as in the guide."""
+        """The same program with the chains among the flow's latents unrolled; v stays one site, as in the guide."""
         if self.flow.latents(self.variable) == ():
             return self
         return self.replaced(flow=self.flow.unroll_latents())
@@ -151,13 +151,13 @@ def _continuous(name: str) -> str:
 
 
 def _require_unit_cube(program: Program, role: str) -> None:
-    """Raise if ``program`` is known to put mass elsewhere than on the unit cube."""
+    """Raise if ``program`` is known to have mass outside of the unit cube."""
     if isinstance(program, Flow):
         outside = not program.on_unit_cube
     elif isinstance(program, Conditional) and not program.conditional:
         outside = line_of(unwrapped(program().support)) != "unit"
     else:
-        outside = False  # its support is not known before it is given something
+        outside = False  # its support is not known without a given
     if outside:
         raise ValueError(
             f"the {role} of Dequantized must live on the unit cube, but this {type(program).__name__} does not: end it "
@@ -167,7 +167,7 @@ def _require_unit_cube(program: Program, role: str) -> None:
 
 
 class _IntoCell(CachedTransform):
-    """v = (x + u) / levels: the place u in the unit cube to that in the cell of x."""
+    """v = (x + u) / levels: a position u in the unit cube to a position in the cell of x."""
 
     def __init__(self, x: Tensor, levels: int, shape: torch.Size):
         cell = constraints.interval(x / levels, (x + 1) / levels)
@@ -193,11 +193,11 @@ class _IntoCell(CachedTransform):
 
 
 class Floor(dist.TorchDistribution):
-    """The integer floor(levels * v) of a v in [0, 1], for certain; v = 1 counts to the last.
+    """All mass on the integer floor(levels * v), for v in [0, 1]; v = 1 gives the last integer.
 
     Args:
-        v: reals.
-        levels: the integers are 0 .. levels - 1; what lies outside [0, 1] counts to the nearest.
+        v: reals; those outside of [0, 1] give the nearest integer.
+        levels: the integers are 0 .. levels - 1.
     """
 
     arg_constraints: ClassVar = {"v": constraints.real}
@@ -219,7 +219,7 @@ class Floor(dist.TorchDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """0 where ``value`` is the integer, -inf elsewhere; at an edge, within rounding error, both neighbors are."""
+        """0 where ``value`` is the integer, else -inf; within rounding error of an edge, 0 for both neighbors."""
         if self._validate_args:
             self._validate_sample(value)
         place = self.v * self.levels
@@ -237,7 +237,7 @@ class Floor(dist.TorchDistribution):
 
 
 def dequantizer(event_shape: int | Sequence[int], levels: int, *, hidden: Sequence[int] = (128,)) -> Flow:
-    """q(u | x) for variational dequantization: u = Phi(n) with n a Normal given x, one for each feature.
+    """q(u | x) for variational dequantization: u = Phi(n), with an independent Normal n given x for each feature.
 
     Args:
         event_shape: shape of one x.

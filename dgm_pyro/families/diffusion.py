@@ -1,4 +1,4 @@
-r"""Diffusion models: p(x_0) as an integral over a chain x_1 .. x_T that a fixed process noises, a learned one restores.
+r"""Diffusion models: p(x_0) as an integral over x_1 .. x_T; a fixed process adds noise, a learned one removes it.
 
 The forward process is :math:`q(x_t \mid x_0) = N(\alpha_t x_0, \sigma_t^2)` with :math:`\alpha_t^2 + \sigma_t^2 = 1`.
 The model runs backwards,
@@ -7,16 +7,17 @@ The model runs backwards,
     p(x_{0:T}) = p(x_T) \Big[\prod_{t=2}^{T} p(x_{t-1} \mid x_t)\Big]\, p(x_0 \mid x_1), \qquad
     p(x_{t-1} \mid x_t) = \int q(x_{t-1} \mid x_t, x_0)\, N(x_0; \hat x_0, v)\, dx_0,
 
-where the network makes :math:`\hat x_0` of x_t, and v is the variance of its error. Without v (Ho et al. 2020 have v =
-0) the steps back are too narrow, and the bound is loose unless they are very many (Bao et al. 2022, theorem 1). The
-bound on log p(x_0) is a sum over time (Ho et al. 2020, eq. 5):
+where the network predicts :math:`\hat x_0` from x_t, and v is the variance of its error. Without v (Ho et al. 2020 have
+v = 0) the reverse steps are too narrow, and the bound is loose unless there are very many steps (Bao et al. 2022,
+theorem 1). The bound on log p(x_0) is a sum over time (Ho et al. 2020, eq. 5):
 
 .. math::
     E_q\Big[\log p(x_0 \mid x_1) - KL(q(x_T \mid x_0) \| p(x_T))
     - \sum_{t=2}^{T} KL(q(x_{t-1} \mid x_t, x_0) \| p(x_{t-1} \mid x_t))\Big].
 
 Two forms of one model, on the same parameters. *Plated* (`Diffusion`): a plate over time, subsampled, states the
-sum. *Unrolled* (`Diffusion.unroll`): one site per step, ``x_1 .. x_T``, the definition, to be conditioned anywhere.
+sum. *Unrolled* (`Diffusion.unroll`): the definition, with one site per step, ``x_1 .. x_T``, each of which can be
+conditioned.
 
 *Preconditioning.* With ``predict="edm"`` the network F sees an input of unit variance, and its target has unit
 variance, at every noise level. For data of variance :math:`s^2` (``sigma_data``), x_t has the variance
@@ -28,7 +29,7 @@ variance, at every noise level. For data of variance :math:`s^2` (``sigma_data``
 
 Karras et al. (2022, table 1) write this for :math:`y = x_t / \alpha_t`, whose noise has the scale
 :math:`\sigma_t / \alpha_t`: their c_out is the same, their c_skip and c_in are :math:`\alpha_t` times these. The
-network is told :math:`c_{noise} = \tfrac14 \log (\sigma_t / \alpha_t)`, moved and scaled to [0, 1]. For s = 1, F is
+network receives :math:`c_{noise} = \tfrac14 \log (\sigma_t / \alpha_t)`, shifted and scaled to [0, 1]. For s = 1, F is
 -v.
 
 Source: Sohl-Dickstein et al. 2015 (arXiv 1503.03585); Ho, Jain and Abbeel 2020 (arXiv 2006.11239); Bao et al. 2022
@@ -85,11 +86,11 @@ class Schedule(nn.Module):
     Attributes:
         alpha, sigma: signal and noise scale, ``(T + 1,)``, with alpha_0 = 1.
         log_snr: log of alpha^2 / sigma^2, ``(T + 1,)``; 0 at t = 0, where it is infinite.
-        fall: T (SNR(t - 1) / SNR(t) - 1), the relative fall of the ratio in a time of 1, ``(T + 1,)``; at t = 1 that
-            of t = 2, or 1 where there is none.
+        fall: T (SNR(t - 1) / SNR(t) - 1), the relative fall of the ratio per unit of t / T, ``(T + 1,)``; at t = 1 the
+            value of t = 2, or 1 where T is 1.
 
     Raises:
-        ValueError: ``alpha_bar`` is no such sequence.
+        TypeError, ValueError: ``alpha_bar`` is no such sequence.
     """
 
     alpha: Tensor
@@ -113,7 +114,7 @@ class Schedule(nn.Module):
         if not bool((bar[1:] < bar[:-1]).all()):
             first = int((bar[1:] >= bar[:-1]).nonzero()[0]) + 2
             raise ValueError(
-                f"alpha_bar must fall at every step (a falling signal-to-noise ratio), not so at t={first}"
+                f"alpha_bar must fall at every step, for a falling signal-to-noise ratio, but it does not at t={first}"
             )
         self.num_steps = len(bar)
         # In double precision, for any precision of the program: samplers reckon with these, one time at a time.
@@ -150,7 +151,7 @@ def linear(num_steps: int) -> Schedule:
     """Betas that rise linearly, 1e-4 to 0.02 at 1000 steps and in proportion otherwise (Ho et al. 2020, section 4)."""
     check_steps(num_steps)
     scale = 1000 / num_steps
-    # From its end: a single step is the last one, which must reach noise.
+    # Starts from the last step, which must reach noise, so that a single step does.
     beta = torch.linspace(0.02 * scale, 1e-4 * scale, num_steps, dtype=torch.float64).flip(0).clamp(max=0.999)
     return Schedule((1 - beta).cumprod(0))
 
@@ -167,14 +168,14 @@ def cosine(num_steps: int, offset: float = 0.008) -> Schedule:
 def log_snr(num_steps: int, highest: float = 6.0, lowest: float = -6.0) -> Schedule:
     """A log signal-to-noise ratio that falls linearly (Kingma et al. 2021, VDM, with fixed ends).
 
-    For integers it spreads the bound evenly over time, and its estimate is far less noisy than with a cosine.
+    For integers it spreads the bound evenly over time, so the estimate has far less variance than with a cosine.
     """
     check_steps(num_steps)
     return Schedule(torch.linspace(lowest, highest, num_steps, dtype=torch.float64).flip(0).sigmoid())
 
 
 SCHEDULES = {"linear": linear, "cosine": cosine, "log-snr": log_snr}
-# Of importance-sampled times: the share drawn evenly, and how much of a mean square outlives one more observation.
+# For importance-sampled times: the share drawn uniformly, and the decay of each time's running mean square.
 EVEN_SHARE, MEMORY = 0.05, 0.98
 PREDICTIONS = ("noise", "x0", "v", "edm", "levels")
 
@@ -185,7 +186,7 @@ def check_steps(num_steps: int) -> None:
 
 
 def noising(name: str, fn: TorchDistribution) -> Tensor:
-    """State a latent that estimates a bound, and is no code of x: a time, or x at that time."""
+    """State a latent of the bound's estimate, such as a time or x at that time, which is no code of x."""
     marked: Any = {"is_noising": True}
     return pyro.sample(name, fn, infer=marked)
 
@@ -193,8 +194,8 @@ def noising(name: str, fn: TorchDistribution) -> Tensor:
 class Denoising(Program):
     """Base class of diffusions in discrete and in continuous time: the network's prediction, and the samplers.
 
-    A subclass says at which `num_steps` times its chain runs, how noisy each is (`noise_at`), how the network receives
-    the time (`clock`), how far off it may be (`denoised_variance`), and states its bound.
+    A subclass defines the `num_steps` times of its chain, their noise levels (`noise_at`), the time that the network
+    receives (`clock`), the variance of its error (`denoised_variance`), and states its bound.
 
     Attributes:
         num_steps: T, the number of times of the chain.
@@ -240,7 +241,7 @@ class Denoising(Program):
     # -- what a subclass says ----------------------------------------------------------------------------------------
 
     def noise_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at t, ``(*batch,)``, in the shape of one that broadcasts with x."""
+        """alpha and sigma at t, ``(*batch,)``, in a shape that broadcasts with x."""
         raise NotImplementedError
 
     def clock(self, t: Tensor) -> Tensor:
@@ -252,7 +253,7 @@ class Denoising(Program):
         raise NotImplementedError
 
     def posterior_variance(self, t: Tensor) -> Tensor:
-        """About Var[x_0 | x_t], and v at the last time: for looking ahead from t to x_0, no part of the bound."""
+        """An approximation of Var[x_0 | x_t], and v at the last time: for short chains and `completions` alone."""
         return self.denoised_variance(t)
 
     def times(self, num_steps: int, spacing: Spacing) -> list[Time]:
@@ -266,7 +267,7 @@ class Denoising(Program):
     # -- the pieces of the equations -----------------------------------------------------------------------------------
 
     def preconditioning(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """c_in, c_skip and c_out at t, for data of the scale `sigma_data`; in the shapes of `noise_at`.
+        """c_in, c_skip and c_out at t, for data of standard deviation `sigma_data`; in the shapes of `noise_at`.
 
         c_out is also the standard deviation of x_0 given x_t, for Normal data.
         """
@@ -297,7 +298,8 @@ class Denoising(Program):
         """The network's prediction from x_t, ``(*batch, *event_shape)``, at t, ``(*batch,)``.
 
         Args:
-            guidance: w in (1 + w) f(given) - w f(null), f the network (Ho and Salimans 2021, eq. 6); both in one call.
+            guidance: w in (1 + w) f(given) - w f(null), with f the network (Ho and Salimans 2021, eq. 6); both are
+                computed in one call.
         """
         if guidance == 0.0:
             prediction = self._call_denoiser(x_t, t, given)
@@ -363,18 +365,18 @@ class Denoising(Program):
     def _weigh_errors(
         self, name: str, x0: Tensor, denoised: Denoised, level: tuple[Tensor, Tensor], share: Tensor | float
     ) -> Denoised:
-        """What the bound is stated with: the denoised x_0; within `weighting_errors`, a constant.
+        """The denoised x_0 to state the bound with; within `weighting_errors`, a constant.
 
-        There the error itself is a factor of its own, ``<name>_weighted_kl``. ``level`` is the log signal-to-noise
-        ratio and its fall, ``(*batch,)`` each, and ``share`` what a time counts in the mean over all.
+        There the weighted error is a factor of its own, ``<name>_weighted_kl``. ``level`` is the log signal-to-noise
+        ratio and its fall, ``(*batch,)`` each, and ``share`` the weight of a time in the mean over all times.
         """
         weight = weighting()
         if weight is None:
             return denoised
         if denoised.logits is not None:
             raise ValueError(
-                "weighted errors are those of a predicted x_0, but this program predicts levels: build it with "
-                "predict='v' or 'edm', or train it by 'elbo'"
+                "weighted errors need a predicted x_0, but this program predicts levels: build it with predict='v' or "
+                "'edm', or train it by 'elbo'"
             )
         if hasattr(weight, "scaled_to"):
             weight = weight.scaled_to(self.sigma_data)
@@ -396,7 +398,7 @@ class Denoising(Program):
         return self.num_classes
 
     def _drop_labels(self, given: Any, x: Tensor) -> Any:
-        """``given`` with labels dropped at random in training mode: for scoring x, never for drawing it."""
+        """``given`` with labels dropped at random in training mode; only for scoring x, never for drawing it."""
         if not self.training or self.label_dropout == 0:
             return given
         # Enumerated labels have no data dimension of their own yet.
@@ -417,13 +419,13 @@ class Denoising(Program):
 
     @torch.no_grad()
     def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
-        """The end of the probability-flow ODE from x, by Heun's rule at all times: there is nothing to draw."""
+        """The end of the probability-flow ODE that starts in x, by Heun's rule at all times. It is deterministic."""
         noisier = self._chosen_times(None, "uniform")[::-1]
         return run_sampler(Heun(), noisier[0].alpha * self.clean(x), noisier, self._denoiser(given))
 
     @torch.no_grad()
     def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
-        """The beginning of the ODE that ends in z; the mean of p(x_0 | x_1) there, or a draw."""
+        """The mean of p(x_0 | x_1), or a draw, where x_1 is the start of the ODE that ends in z."""
         times, denoise = self._chosen_times(None, "uniform"), self._denoiser(given)
         found = self.likelihood(denoise(run_sampler(Heun(), z, times, denoise), times[-1]))
         return found.sample() if draw else distributions.mean_of(found, self.levels, z.device)
@@ -445,13 +447,13 @@ class Denoising(Program):
         """Draw x from p(x), or from p(x | given).
 
         Args:
-            num_samples: how many.
-            given: ``(num_samples, *given_shape)``, or one row for all draws.
+            num_samples: number of draws.
+            given: ``(num_samples, *given_shape)``, or one row, ``(1, *given_shape)``, for all draws.
             sampler: "ancestral" (the model itself), "ddim", "dpm++", "heun", or a `dgm_pyro.families.samplers.Sampler`.
-            num_steps: how many of the T times to stop at; default all.
-            spacing: how they are spread: "uniform", "quadratic", "karras", or a `dgm_pyro.families.samplers.Spacing`.
+            num_steps: number of the T times to stop at; default all.
+            spacing: their spacing: "uniform", "quadratic", "karras", or a `dgm_pyro.families.samplers.Spacing`.
             guidance: strength w of classifier-free guidance; 0 is the model itself.
-            options: there are no others.
+            options: not used; any other option is refused.
 
         Returns:
             ``(num_samples, *event_shape)``; int64 if there are `levels`.
@@ -509,7 +511,7 @@ class Diffusion(Denoising):
     r"""A diffusion model, in its plated form.
 
     The guide draws x_t ~ q(x_t | x_0) for a subsample of times; the model states the bound's terms there, and the
-    plate scales them to the whole sum. Each datum has its own times (the subsample, turned by a random shift).
+    plate scales them to the whole sum. Each datum has its own times: the subsample, shifted at random.
 
     Args:
         event_shape: shape of one x.
@@ -523,18 +525,21 @@ class Diffusion(Denoising):
         levels: x takes the integers 0 .. levels - 1 (scaled to [-1, 1] for the chain), and p(x_0 | x_1) is a
             discretized logistic (with "levels", that Categorical), so that the bound is on a mass; None for reals,
             where p(x_0 | x_1) is Normal.
-        subsample: how many times per datum a step of training looks at.
+        subsample: number of times per datum in a training step.
         label_dropout: in training mode, the probability that a label is hidden, for classifier-free guidance.
-        sigma_data: standard deviation of the data that "edm" is preconditioned for, 0.5 by default; of integers, once
-            they are scaled.
-        importance: whether training looks more often at the times whose terms are large: with probabilities
-            proportional to the root mean square of each time's term so far, which is kept in a buffer. The terms are
-            weighted accordingly, and the bound does not change (Nichol and Dhariwal 2021, section 3.3).
+        sigma_data: standard deviation of the data (for integers, after scaling) for the preconditioning of "edm", 0.5
+            by default.
+        importance: whether training draws times with large terms more often, with probabilities proportional to the
+            running root mean square of each time's term, which is kept in a buffer. The terms are reweighted, so the
+            bound does not change (Nichol and Dhariwal 2021, section 3.3).
 
     Sites of ``joint("x")``: ``x``, and in the plated form ``x_shift``, ``x_t`` and the factors ``x_likelihood``,
     ``x_kl``, ``x_T_kl``.
 
-    The network knows the times 1 .. T only, so the samplers stop at those: a spacing is rounded to them.
+    The network is trained at the times 1 .. T only, so samplers stop at these: a spacing is rounded to them.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
     """
 
     mean_square: Tensor
@@ -671,12 +676,12 @@ class Diffusion(Denoising):
         if not self.importance:
             return torch.full_like(self.noise_schedule.alpha[1:], 1 / self.num_steps)
         root = self.mean_square.sqrt()
-        # A share of even times bounds the weights, and keeps an eye on times whose terms were small once.
+        # A share of uniform times bounds the weights, and revisits times whose terms were small once.
         return (1 - EVEN_SHARE) * root / root.sum() + EVEN_SHARE / self.num_steps
 
     @torch.no_grad()
     def _remember(self, t: Tensor, term: Tensor) -> None:
-        """Let each time's mean square follow the squares of ``term`` seen there."""
+        """Update each time's running mean square by the squares of ``term`` at that time."""
         t = t.expand(term.shape).reshape(-1) - 1
         seen = torch.zeros_like(self.mean_square).index_add(0, t, torch.ones_like(term).reshape(-1))
         squares = torch.zeros_like(self.mean_square).index_add(0, t, term.reshape(-1) ** 2)
@@ -693,14 +698,14 @@ class Denoised:
     logits: Tensor | None = None
 
     def held(self) -> Denoised:
-        """The same x_0 as a constant, its variance as it is."""
+        """The same prediction with a constant x_0; its variance keeps its gradient."""
         return Denoised(self.x0.detach(), self.variance)
 
 
 def evenly(shape: torch.Size, like: Tensor) -> Tensor:
-    """Numbers in [0, 1) of the type of ``like``, each uniform, together an even comb turned by one random shift.
+    """Numbers in [0, 1) of the dtype of ``like``, each uniform, together evenly spaced up to one random shift.
 
-    Where noise is each datum's own, so is its comb: over its particles, with a shift of its own.
+    Within `noise.per_datum`, each datum's particles are evenly spaced, with a random shift of their own.
     """
     own = noise.is_per_datum()
     teeth, shift = (shape[:-1], (*(1,) * (len(shape) - 1), *shape[-1:])) if own else (shape, ())
@@ -767,7 +772,7 @@ class _Shift(TorchDistribution):
 
 
 class ReverseChain(TorchDistribution):
-    """The x_0 of the reverse chain: samples run it; the density is stated apart, by the factors of the bound."""
+    """The x_0 of the reverse chain: `sample` runs the chain, and factors of the bound state the density."""
 
     arg_constraints: ClassVar = {}
     has_rsample = False
@@ -790,7 +795,7 @@ class ReverseChain(TorchDistribution):
         return self.diffusion.run_chain(torch.Size(sample_shape) + self.batch_shape, self.given)
 
     def factors(self, name: str, given: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
-        """p(x_T) p(x_{T-1} | x_T, given) .. p(x | x_1, given): each variable and what it is conditioned on."""
+        """p(x_T) p(x_{T-1} | x_T, given) .. p(x | x_1, given): each variable and those that it is conditioned on."""
         names = [*(f"{name}_{t}" for t in range(self.diffusion.num_steps, 0, -1)), name]
         return [(names[0], ()), *((site, (above, *given)) for above, site in itertools.pairwise(names))]
 

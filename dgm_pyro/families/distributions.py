@@ -20,10 +20,10 @@ def features_of(distribution: Any, mask: Tensor | None = None) -> Any:
     """The distribution of single features, batched over them, where features are independent.
 
     Args:
-        mask: True where a feature was observed, for a distribution that can state each given the observed ones alone.
+        mask: True where a feature was observed, for a distribution that can state each feature given the observed ones.
 
     Raises:
-        ValueError: they are not, as far as the distribution says.
+        ValueError: the features are not independent, as far as the distribution says.
     """
     base, dims = distribution, distribution.event_dim
     while dims > 0 and isinstance(base, Independent):
@@ -49,14 +49,14 @@ def finite_mean(distribution: Any) -> Tensor | None:
 
 
 def mean_of(distribution: Any, levels: int | None, device: torch.device) -> Tensor:
-    """E[x] in the units of x; of integers the sum over their values.
+    """E[x] in the units of x; for integers, the sum over their values.
 
     Args:
         levels: x takes the integers 0 .. levels - 1; None where it takes reals.
 
     Raises:
-        ValueError: x are integers that depend on one another.
-        NotImplementedError: there is no mean in closed form.
+        ValueError: the features of x are integers that depend on one another.
+        NotImplementedError: the mean has no closed form.
     """
     if levels is None:
         mean: Tensor = distribution.mean
@@ -69,14 +69,14 @@ def mean_of(distribution: Any, levels: int | None, device: torch.device) -> Tens
 
 
 class Bernoulli(dist.Bernoulli):
-    """Pyro's Bernoulli, which also scores integers: Pyro's own takes bits as floats only."""
+    """Pyro's Bernoulli, extended to score integers; Pyro's own takes bits as floats only."""
 
     def log_prob(self, value: Tensor) -> Tensor:
         return super().log_prob(value.to(self.logits.dtype))
 
 
 class Beta(dist.Beta):
-    """Pyro's Beta on the open interval: at 0 and at 1 its density is zero or infinite, and a draw is neither."""
+    """Pyro's Beta on the open interval: no draw is 0 or 1, where the density is zero or infinite."""
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
@@ -84,21 +84,21 @@ class Beta(dist.Beta):
         return constraints.interval(info.tiny, 1 - info.eps / 2)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """x = g / (g + h) of Gamma variables g and h, in logarithms: small ones would round to 0."""
+        """x = g / (g + h) of Gamma variables g and h, computed from their logarithms because small ones round to 0."""
         shape = self._extended_shape(torch.Size(sample_shape))
         g, h = (_log_gamma(a.expand(shape)) for a in (self.concentration1, self.concentration0))
         return (g - h).sigmoid().clamp(self.support.lower_bound, self.support.upper_bound)
 
 
 def _log_gamma(a: Tensor) -> Tensor:
-    """Logarithms of Gamma variables: one of a + 1 times U ** (1 / a), U uniform, is one of a (Marsaglia and Tsang)."""
+    """Logarithms of Gamma(a) variables: Gamma(a + 1) times U ** (1 / a), U uniform (Marsaglia and Tsang 2000)."""
     uniform = torch.rand_like(a).clamp_min(torch.finfo(a.dtype).tiny)
     log_gamma: Tensor = torch._standard_gamma(a + 1).log() + uniform.log() / a
     return log_gamma
 
 
 class Mixture(dist.MixtureSameFamily):
-    """Pyro's mixture, with the components' support, which it wraps in a constraint that autoguides and NUTS refuse."""
+    """Pyro's mixture with the components' support, which Pyro wraps in a constraint that autoguides and NUTS refuse."""
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
@@ -108,13 +108,13 @@ class Mixture(dist.MixtureSameFamily):
 class DiscretizedLogistic(TorchDistribution):
     r"""A logistic density integrated over the bins of the integers 0 .. levels - 1 (Salimans et al. 2017, eq. 2).
 
-    Level v sits at :math:`2v / (levels - 1) - 1` in [-1, 1]; its bin reaches half way to its neighbors, and the two
-    edge bins reach to infinity: the masses sum to one exactly.
+    Level v is at :math:`2v / (levels - 1) - 1` in [-1, 1]. Its bin reaches half way to its neighbors, and the two edge
+    bins reach to infinity, so the masses sum to one exactly.
 
     Args:
         loc: location, on the scale where the levels span [-1, 1].
         scale: positive scale, on the same scale.
-        levels: how many integers.
+        levels: number of integers.
     """
 
     arg_constraints: ClassVar = {"loc": constraints.real, "scale": constraints.positive}
@@ -142,7 +142,7 @@ class DiscretizedLogistic(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         half = 1.0 / (self.levels - 1)
-        # Neighbors compute their common edge alike: rounding moves mass between them and loses none.
+        # Neighbors compute their common edge in the same way: rounding moves mass between them and loses none.
         value = value.to(self.loc.dtype)
         upper = ((2 * value + 1) * half - 1 - self.loc) / self.scale
         lower = ((2 * value - 1) * half - 1 - self.loc) / self.scale

@@ -69,22 +69,23 @@ Part = Bijection | Transform | dist.ConditionalTransform
 class Flow(Conditional):
     """The distribution of x = f(z), z ~ base, with f a stack of bijections.
 
-    Each forward builds the transforms anew around the current parameters. They remember their last z and x, so that
-    scoring a tensor that the same distribution has drawn inverts nothing, and no value outlives its parameters.
+    Each call of `forward` builds the transforms from the current parameters. A transform caches its last z and x, so
+    scoring a tensor that the same distribution has drawn needs no inverse, and no cached value outlives its parameters.
 
-    z has the shape of x; only a torch transform that changes shapes, such as ``ReshapeTransform``, makes it differ.
+    z has the shape of x, unless a torch transform such as ``ReshapeTransform`` changes it.
 
     Args:
         event_shape: shape of one x.
         transforms: from z to x. Bijections act on x flattened to a vector. Pyro's transforms act on the last dimensions
-            as their own documentation says; conditional ones get ``given`` as it is.
+            as Pyro documents them; conditional ones get ``given`` unchanged.
         base: p(z), any conditional on reals; N(0, I) if None. It may depend on ``given`` too.
         embedding: a network of ``given``; the bijections are then given its output, ``(N, F)``.
-        given_shape: shape of one ``given``, where no network says.
+        given_shape: shape of one ``given``, if no network declares it.
 
     Raises:
-        ValueError: a transform cannot be inverted, or has parameters that no module holds, shapes or givens do not
-            fit, or a transform receives values outside of its domain.
+        TypeError: a transform is neither a bijection of dgm_pyro.networks nor one of Pyro's transforms.
+        ValueError: a transform cannot be inverted, has parameters that no module holds, or receives values outside of
+            its domain; or shapes or givens do not fit.
 
     >>> import torch, dgm_pyro as dgm
     >>> from dgm_pyro.networks import Affine, Coupling
@@ -120,8 +121,7 @@ class Flow(Conditional):
         check_program(base, "base")
         if not isinstance(base, Conditional) or base.measure != "density":
             raise ValueError(
-                f"the base must be a Conditional with a density on reals, got {type(base).__name__}: a flow transforms "
-                "densities"
+                f"base must be a Conditional with a density on reals, such as dgm.Normal, got {type(base).__name__}"
             )
         check_type(embedding, nn.Module | None, "embedding", "a torch.nn.Module or None")
         self.base, self.embedding = base, embedding
@@ -130,7 +130,7 @@ class Flow(Conditional):
         self._declare_given(None if given_shape is None else as_given_shape(given_shape))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Flow:
-        """Apply `to`, `double` and the like to each tensor, including those that no module holds."""
+        """Apply `to`, `double` and so on to each tensor, including those that no module holds."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for part in self.transforms:
             for owner, name in loose_tensors(part):
@@ -166,7 +166,7 @@ class Flow(Conditional):
         return PyroTransform(part.condition(given), given.shape[:-1])
 
     def forward_map(self, z: Tensor, given: Any = None) -> Tensor:
-        """x = f(z): ``(B, *event_shape)`` from z of the base's event shape, normally the same.
+        """x = f(z): ``(B, *event_shape)`` from z, ``(B, *base.event_shape)``.
 
         Raises:
             ValueError: a shape does not fit.
@@ -191,17 +191,17 @@ class Flow(Conditional):
         return {"z": self.base}
 
     def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
-        """z = f^-1(x): there is nothing to draw."""
+        """z = f^-1(x), which is deterministic."""
         return self.inverse_map(x, given)
 
     def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
-        """x = f(z): there is nothing to draw."""
+        """x = f(z), which is deterministic."""
         return self.forward_map(z, given)
 
     def log_abs_det_jacobian(self, z: Tensor, x: Tensor, given: Any = None) -> Tensor:
         """log |det dx/dz| of f at z, in nats, ``(B,)``, with ``x = forward_map(z)``.
 
-        So that ``log_prob(x) == base.log_prob(z) - log_abs_det_jacobian(z, x)``: where f expands space, density falls.
+        ``log_prob(x) == base.log_prob(z) - log_abs_det_jacobian(z, x)``: where f expands space, the density falls.
 
         Raises:
             ValueError: a shape does not fit.
@@ -213,7 +213,7 @@ class Flow(Conditional):
 
     @torch.no_grad()
     def initialize(self, x: Tensor, given: Any = None) -> None:
-        """Start every `ActNorm` from the data ``x``, ``(B, *event_shape)``, as a first training step would."""
+        """Initialize every `ActNorm` from the data ``x``, ``(B, *event_shape)``, as the first training step does."""
         self.check(x, given)
         for part, transform in zip(reversed(self.transforms), reversed(self(given).transforms), strict=True):
             if isinstance(part, Bijection):
@@ -257,7 +257,9 @@ class Flow(Conditional):
         taking = [part for part in self.parts if isinstance(part, Bijection) and part.given_shape is not None]
         shapes = {part.given_shape for part in taking if part.given_shape is not None}
         if len(shapes) > 1:
-            raise ValueError(f"the bijections take given of different shapes, {sorted(shapes)}: build them for one")
+            raise ValueError(
+                f"the bijections take given of different shapes, {sorted(shapes)}: build them for one shape"
+            )
         self.embedded_shape = next(iter(shapes), None)
         if self.embedding is not None and not taking:
             raise ValueError("embedding is a network, but no bijection takes its output: build them with a given_shape")
@@ -269,7 +271,7 @@ class Flow(Conditional):
         distinct = {_as_tuple(shape) for shape in found if shape is not None}
         if len(distinct) > 1:
             raise ValueError(
-                f"the parts of this flow want given of several shapes, {sorted(distinct)}: build them for one"
+                f"the parts of this flow take given of different shapes, {sorted(distinct)}: build them for one shape"
             )
         self.conditional = bool(readers) or any(isinstance(p, dist.ConditionalTransform) for p in self.transforms)
         self.given_shape = next((shape for shape in found if shape is not None), None)
@@ -319,13 +321,16 @@ def realnvp(
 
     Args:
         event_shape: shape of one x, of at least two features.
-        layers: how many couplings.
-        hidden: widths of the hidden layers of each.
+        layers: number of couplings.
+        hidden: widths of the hidden layers of each coupling's network.
         given_shape: shape of one ``given``, for a conditional flow; a network with one hidden layer embeds it for all
             couplings.
         given_levels: ``given`` takes the integers 0 .. given_levels - 1.
-        num_classes: how many class labels ``given`` takes.
-        unit_cube: end on the unit cube, for `Dequantized`.
+        num_classes: number of classes, where ``given`` is a label.
+        unit_cube: whether x lies in the unit cube, as `Dequantized` needs.
+
+    Raises:
+        ValueError: x has a single feature.
 
     >>> realnvp(2).sample(5).shape
     torch.Size([5, 2])
@@ -346,9 +351,10 @@ def nsf(
 ) -> Flow:
     """Neural spline flow: couplings of rational-quadratic splines (Durkan et al. 2019, arXiv 1906.04032).
 
-    The splines bend what lies within (-5, 5): put data of another size through an `ActNorm`, or standardize them.
+    The splines act on values within (-5, 5) and leave others unchanged: standardize data of another scale, or add an
+    `ActNorm`.
 
-    Args: as `realnvp`, and ``bins`` per spline.
+    Args: as `realnvp`, and ``bins``, the number of bins of each spline.
     """
     spline = RationalQuadraticSpline(bins)
     return _coupled(event_shape, spline, layers, hidden, (given_shape, given_levels, num_classes), unit_cube)
@@ -365,12 +371,12 @@ def maf(
     num_classes: int | None = None,
     unit_cube: bool = False,
 ) -> Flow:
-    """MAF: affine maps given the features before, in turns first to last and last to first (Papamakarios et al. 2017).
+    """MAF: affine maps given the features before, in alternating order (Papamakarios et al. 2017, arXiv 1705.07057).
 
-    Scoring takes one call of each network, sampling as much work in D small steps.
+    Scoring takes one call of each network. Sampling takes D small steps, with as much work in total.
 
-    Args: as `realnvp`, and ``dropout``, the share of hidden units dropped in training (each call then drops others, so
-        that maps are inverse to each other only in evaluation mode).
+    Args: as `realnvp`, and ``dropout``, the share of hidden units dropped in training. Each call then drops others, so
+        the two directions are inverses of each other only in evaluation mode.
     """
     reads = (given_shape, given_levels, num_classes)
     return _autoregressive(event_shape, Affine(), layers, hidden, dropout, reads, unit_cube)
@@ -388,9 +394,9 @@ def nsf_autoregressive(
     num_classes: int | None = None,
     unit_cube: bool = False,
 ) -> Flow:
-    """Autoregressive neural spline flow: `maf` with rational-quadratic splines (Durkan et al. 2019).
+    """Autoregressive neural spline flow: `maf` with rational-quadratic splines (Durkan et al. 2019, arXiv 1906.04032).
 
-    Args: as `maf`, and ``bins`` per spline.
+    Args: as `maf`, and ``bins``, the number of bins of each spline.
     """
     reads = (given_shape, given_levels, num_classes)
     return _autoregressive(event_shape, RationalQuadraticSpline(bins), layers, hidden, dropout, reads, unit_cube)
@@ -406,9 +412,9 @@ def iaf(
     num_classes: int | None = None,
     unit_cube: bool = False,
 ) -> Flow:
-    """IAF: the inverse of MAF, for encoders: it samples, and scores its own samples, in one call of each network.
+    """IAF: the inverse of MAF, for encoders. It samples, and scores its own samples, in one call of each network.
 
-    Scoring anything else takes as much work in D small steps. Source: Kingma et al. 2016, arXiv 1606.04934.
+    Scoring other values takes D small steps, with as much work in total. Source: Kingma et al. 2016 (arXiv 1606.04934).
 
     Args: as `realnvp`.
     """
@@ -487,7 +493,7 @@ def embedding_of(reads: GivenArguments, hidden: Sequence[int]) -> tuple[MLP | No
 def start_near_zero(*layers: nn.Module) -> None:
     """Start a stack near the identity: on the 17-level digits, 1.94 bits per dimension instead of 2.01.
 
-    Not at zero, where the layers before these would get no gradient in the first step.
+    Not exactly zero, because the layers before these would then get no gradient in the first step.
     """
     for layer in layers:
         for parameter in layer.parameters():

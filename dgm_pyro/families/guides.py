@@ -1,17 +1,16 @@
-r"""Guides beyond the mean field: what can stand as q(z | x) in a `VAE`, each a program given x.
+r"""Guides beyond the mean field: programs given x for the q(z | x) of a `VAE`.
 
 ================================================  =====================================================================
 `FullRankNormal`, `LowRankNormal`                 a Normal with covariances
 `planar`, `sylvester`, `flow.iaf`, `flow.nsf`     a Normal bent by a flow
 `TopDown`, `PrecisionWeighted`                    a hierarchy stated from the top: q(z2 | x) q(z | z2, x)
-`SemiAmortized`                                   the encoder's answer, improved by gradient steps for each datum
+`SemiAmortized`                                   the encoder's q(z | x), refined by gradient steps for each datum
 `LinearGaussianPosterior`, `EnumeratedPosterior`  p(z | x) itself, where it can be computed
 `fit_guide`                                       any of Pyro's AutoGuides, fitted to one batch
 `auto`                                            a guide of any Pyro model, q any of these on its latents
 ================================================  =====================================================================
 
-Those that need the prior and the likelihood are built from the very objects that the VAE is built from, and share their
-parameters.
+Guides that need the prior and the likelihood are built from the same objects as the VAE, and share their parameters.
 """
 
 from __future__ import annotations
@@ -89,7 +88,7 @@ class CorrelatedNormal(IndependentConditional):
 
 @register
 class FullRankNormal(CorrelatedNormal):
-    r"""N(mu, L L'). P = 1 + D: location, and the rows of L, of which what is right of the diagonal is not read.
+    r"""N(mu, L L'). P = 1 + D: location, and the rows of L, whose entries right of the diagonal are not read.
 
     The diagonal of L is made positive by softplus. Standard: N(0, I).
 
@@ -130,7 +129,7 @@ class LowRankNormal(CorrelatedNormal):
 
     Args:
         event_shape: ``(D,)``.
-        rank: how many columns.
+        rank: number of columns of W.
         network: maps ``given`` to ``(B, 2 + rank, D)`` or flat.
         learned, parameters, given_shape: as `Normal`.
     """
@@ -182,11 +181,11 @@ def planar(
 
     Args:
         event_shape: shape of one z.
-        layers: how many maps.
+        layers: number of maps.
         hidden: widths of the hidden layers of the network.
         given_shape: shape of one x.
         given_levels: x takes the integers 0 .. given_levels - 1.
-        num_classes: how many class labels y takes, for q(z | x, y).
+        num_classes: number of classes of the label y, for q(z | x, y).
 
     Source: Rezende and Mohamed 2015 (arXiv 1505.05770).
 
@@ -245,17 +244,17 @@ def _normal_through_bijections(
 
 @register
 class TopDown(Program):
-    """q(z2 | x) q(z | z2, x): the guide of a hierarchy in the model's own order. ``top`` may be a `TopDown` again.
+    """q(z2 | x) q(z | z2, x): the guide of a hierarchy in the model's own order. ``top`` may be a `TopDown` itself.
 
-    It states the latents of the prior itself, so the prior, a `VAE`, needs no encoder.
+    The guide also states the latents of the prior, so the prior, a `VAE`, needs no encoder.
 
     Args:
         top: q(z2 | x), a program conditional on x.
-        bottom: q(z | x, z2), a conditional whose ``given_shape`` is the pair of these shapes.
+        bottom: q(z | x, z2), a conditional whose ``given_shape`` is the pair of the shapes of x and z2.
         latent_name: the name of z2, as in the prior.
 
     Raises:
-        TypeError, ValueError: the parts are no such programs, or their shapes do not fit.
+        TypeError, ValueError: a part is not such a program, or the shapes do not fit.
 
     >>> import dgm_pyro as dgm
     >>> from dgm_pyro.networks import MLP
@@ -354,20 +353,23 @@ def _check_parts(prior: Program, likelihood: Program, owner: str) -> None:
 
 @register
 class SemiAmortized(Conditional):
-    """A mean-field encoder, improved for each datum by gradient ascent on its own ELBO.
+    """A mean-field encoder, refined for each datum by gradient ascent on its own ELBO.
 
-    The steps are taken on the encoder's raw parameters, and are part of the computation: training differentiates
-    through them. Their ELBO averages over fixed draws (an orthogonal set and its mirror image), so that q(z | x) is a
-    function of x; with D of them or a multiple, expectations of quadratic functions are exact.
+    The steps change the encoder's raw parameters for the datum, and training differentiates through them. Their ELBO
+    averages over fixed draws (an orthogonal set and its mirror image), so q(z | x) is a deterministic function of x.
+    With D draws or a multiple, expectations of quadratic functions are exact.
 
     Source: Kim et al. 2018 (arXiv 1802.02550), algorithm 1.
 
     Args:
         encoder: a `Normal` given x.
-        prior, likelihood: those of the VAE, both with an exact density.
-        gradient_steps: how many gradient gradient_steps.
-        lr: their size.
-        num_samples: how many draws, each with its mirror image.
+        prior, likelihood: the parts of the VAE, both with an exact density.
+        gradient_steps: number of gradient steps.
+        lr: step size.
+        num_samples: number of draws, each with its mirror image.
+
+    Raises:
+        TypeError, ValueError: a part has no exact density or reads labels, or the shapes do not fit.
 
     >>> import dgm_pyro as dgm
     >>> prior, likelihood = dgm.Normal(2), dgm.Normal(5, nn.Linear(2, 10))
@@ -472,9 +474,9 @@ class LinearGaussianPosterior(Conditional):
 
 @register
 class EnumeratedPosterior(Conditional):
-    r"""The exact p(z | x) of a z that takes few values: :math:`p(x, z) / \sum_{z'} p(x, z')`, all of them tried.
+    r"""The exact p(z | x) of a z with few values, by enumeration: :math:`p(x, z) / \sum_{z'} p(x, z')`.
 
-    It costs one evaluation of the likelihood per value and datum.
+    It takes one evaluation of the likelihood per value and datum.
 
     Args:
         prior: p(z) on integers, such as `Bernoulli` or `Categorical`.
@@ -513,7 +515,7 @@ class EnumeratedPosterior(Conditional):
 
 
 class Finite(TorchDistribution):
-    """One of all arrays of integers 0 .. levels - 1, in the order of counting.
+    """A categorical distribution over all arrays of integers 0 .. levels - 1, in the order of counting.
 
     Args:
         logits: ``(*batch, M)``.
@@ -541,7 +543,7 @@ class Finite(TorchDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log mass in nats, of the shape that the batches of ``value`` and of the distribution broadcast to."""
+        """Log mass in nats, of the broadcast batch shape of ``value`` and of the distribution."""
         if self._validate_args:
             self._validate_sample(value)
         digits = value.long().reshape(*value.shape[: value.dim() - len(self.event_shape)], -1)
@@ -563,7 +565,7 @@ class Finite(TorchDistribution):
 
 
 class Fitted(nn.Module):
-    """A guide of one batch, callable as any of Pyro's. Its parameters are its own, not the param store's."""
+    """A guide of one batch, called like Pyro's guides. It holds its parameters itself, not in the param store."""
 
     def __init__(self, guide: nn.Module):
         super().__init__()
@@ -587,22 +589,26 @@ def fit_guide(
     num_samples: int = 16,
     seed: int = 0,
 ) -> tuple[Fitted, float]:
-    """Fit one of Pyro's AutoGuides to the latents of one batch, the model held fixed.
+    """Fit one of Pyro's AutoGuides to the latents of one batch, with the model fixed.
 
-    Nothing is amortized: the guide has parameters for each row of ``x``. Its bound minus that of the program's own
-    guide is the gap of the latter that this family could close. Chains are unrolled.
+    The guide is not amortized: it has parameters for each row of ``x``. Its bound minus the bound of the program's own
+    guide is the part of the latter's gap that this family can close. Chains are unrolled.
 
     Args:
-        program: with continuous latents; neither its parameters nor their gradients change.
+        program: a program with continuous latents; neither its parameters nor their gradients change.
         x: ``(B, *event_shape)``.
-        make: what makes a guide of a model, such as ``pyro.infer.autoguide.AutoMultivariateNormal``.
-        gradient_steps, lr: of Adam; the last half of the steps lowers the rate to zero.
+        make: a function from a model to a guide, such as ``pyro.infer.autoguide.AutoMultivariateNormal``.
+        given: ``(B, *given_shape)`` for a conditional program.
+        gradient_steps, lr: steps and learning rate of Adam; the rate falls to zero over the last half of the steps.
         num_samples: draws per step; 50 times as many are averaged at the end.
-        seed: of all draws; the global random state is left as it was.
+        seed: seed of all draws; the global random state does not change.
 
     Returns:
         The guide, to be called as ``guide(x)`` or ``guide(x, given)``, and the ELBO in nats per datum: a mean over
         ``x`` and the draws.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
     """
     check_program(program)
     program.check(x, given)
@@ -644,7 +650,7 @@ def fit_guide(
 class MixtureOfVectors(Conditional):
     """A mixture of diagonal Normals over whole vectors, whose draws are differentiable in all parameters.
 
-    The gradient of a draw is that of a field that moves mass along with the parameters. Source: Jankowiak and
+    The gradient of a draw follows a velocity field that transports mass as the parameters change. Source: Jankowiak and
     Karaletsos 2019 (Pathwise derivatives for multivariate distributions, arXiv 1806.01856).
 
     Args:
@@ -677,10 +683,10 @@ FAMILIES: dict[str, tuple[Callable[[int], Conditional], str]] = {
         "a Normal of diagonal plus low-rank covariance",
     ),
     "fullrank": (lambda size: FullRankNormal(size, learned=True), "a Normal with all covariances"),
-    "planar": (lambda size: Flow(size, [Planar(size) for _ in range(8)]), "a Normal bent by 8 planar maps"),
+    "planar": (lambda size: Flow(size, [Planar(size) for _ in range(8)]), "a Normal followed by 8 planar maps"),
     "sylvester": (
         lambda size: Flow(size, [Sylvester(size, min(4, size)) for _ in range(4)]),
-        "a Normal bent by 4 Sylvester maps",
+        "a Normal followed by 4 Sylvester maps",
     ),
     "realnvp": (_flow_of(realnvp, layers=6), "affine couplings"),
     "maf": (_flow_of(maf, layers=3), "affine maps given the latents before: slow to draw"),
@@ -688,9 +694,9 @@ FAMILIES: dict[str, tuple[Callable[[int], Conditional], str]] = {
     "nsf": (_flow_of(nsf, layers=4), "spline couplings"),
     "mixture": (MixtureOfVectors, "a mixture of 5 diagonal Normals"),
 }
-"""q of `auto` by name: what makes it for a number of latents, and a line about it."""
+"""q of `auto` by name: a function from the number of latents to q, and a line that describes it."""
 
-# What shall be free of covariances, or find them by itself.
+# Families without covariances, and families that find them without whitening.
 _DIAGONAL = ("meanfield", "lowrank")
 
 
@@ -702,24 +708,24 @@ def auto(
     covariates: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> AutoGuide:
-    """A guide of a Pyro model, as one of Pyro's AutoGuides: for `SVI`, `Predictive`, `dgm.infer.psis` and the rest.
+    """A guide of a Pyro model, one of Pyro's AutoGuides: for `SVI`, `Predictive`, `dgm.infer.psis` and so on.
 
-    The latents, mapped to the reals and put side by side, get q. It is set up when the guide is first called: it then
-    starts near the posterior, as `dgm_pyro.families.autoguide` describes. To fit it, use `pyro.infer.SVI`, or
+    q is the distribution of all latents, mapped to the reals and concatenated. The first call of the guide sets q up,
+    near the posterior, as `dgm_pyro.families.autoguide` describes. To fit the guide, use `pyro.infer.SVI`, or
     `dgm.infer.train_guide(posterior, guide)`.
 
     Args:
-        model: a Pyro model; what its guide shall not draw must be observed or enumerable.
-        q: a name in `FAMILIES`; a function of the number of latents D that makes a conditional on ``(D,)``; such a
+        model: a Pyro model; discrete latents must be observed or enumerable.
+        q: a name in `FAMILIES`; a function from the number of latents D to a conditional on ``(D,)``; such a
             conditional itself; or one of Pyro's AutoGuides, by name or as its class.
-        structure: "plates" for a guide that follows the plates of the model: q is that of the global latents, and those
-            in a plate are Normal given what is above them (`dgm_pyro.families.hierarchical`).
-        covariates: with that structure, data of each element of a plate, by the name of the plate, ``(J, F)``: one
+        structure: "plates" for a guide that follows the plates of the model: q is that of the global latents, and
+            latents in a plate are Normal given the latents above them (`dgm_pyro.families.hierarchical`).
+        covariates: with that structure, data of the elements of each plate, by the plate's name, ``(J, F)``: one
             network reads them for all elements. Default: every element has parameters of its own.
-        options: of Pyro's AutoGuide, or ``init_loc_fn``.
+        options: options of Pyro's AutoGuide, or ``init_loc_fn``.
 
     Raises:
-        ValueError, TypeError: there is no q of that name, ``q`` or ``model`` is none.
+        ValueError, TypeError: there is no q of that name, or an argument does not fit; the message names it.
 
     >>> import pyro
     >>> def model(y):
@@ -741,7 +747,7 @@ def auto(
         return AutoConditional(model, make, whiten=False, plates=True, covariates=covariates, **options)
     if covariates is not None:
         raise ValueError(
-            "covariates are those of the elements of plates: pass structure='plates' too, or leave them out"
+            "covariates are data of the elements of plates: pass structure='plates' too, or leave covariates out"
         )
     if isinstance(q, str) and q in FAMILIES:
         return AutoConditional(model, FAMILIES[q][0], whiten=q not in _DIAGONAL, **options)
@@ -757,7 +763,7 @@ def auto(
         return AutoConditional(model, lambda size: conditional, **options)
     if not callable(q) or isinstance(q, nn.Module | type):
         raise TypeError(
-            f"q must be one of {', '.join(FAMILIES)}, a dgm.Conditional on reals, a function of their number that "
-            f"makes one, or an AutoGuide of Pyro, got {type(q).__name__}"
+            f"q must be one of {', '.join(FAMILIES)}, a dgm.Conditional on reals, a function from the number of reals "
+            f"to one, or an AutoGuide of Pyro, got {type(q).__name__}"
         )
     return AutoConditional(model, q, **options)

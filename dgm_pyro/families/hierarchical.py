@@ -36,7 +36,7 @@ __all__ = ["Group", "Hierarchical", "HierarchicalDistribution", "LocalNormal", "
 
 HIDDEN = 32
 LEARNED = 4
-"""How many covariates are learned for an element that comes without."""
+"""Number of covariates that are learned for an element without any."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Group:
     """The latents that are in the same plates.
 
     Attributes:
-        plates: their names, from the left; none for global latents.
-        sizes: of these plates.
-        places: of the latents of each element in u, ``(J, D)``, J the product of the sizes.
+        plates: names of the plates, from the left; empty for global latents.
+        sizes: sizes of these plates.
+        places: indices in u of the latents of each element, ``(J, D)``, J the product of the sizes.
     """
 
     plates: tuple[str, ...]
@@ -54,7 +54,7 @@ class Group:
     places: Tensor
 
     def elements_of(self, other: Group) -> Tensor:
-        """For each element the one of ``other``, whose plates are among these, that it is in, ``(J,)``."""
+        """For each element, the index of the element of ``other`` that contains it, ``(J,)``."""
         index = torch.arange(len(other.places)).reshape(other.sizes)
         shape = [size if name in other.plates else 1 for name, size in zip(self.plates, self.sizes, strict=True)]
         return index.reshape(shape).expand(self.sizes).flatten()
@@ -64,7 +64,7 @@ def groups_of(nodes: Any, reals: Mapping[str, torch.Size]) -> list[Group]:
     """The latents of a trace by their plates, the outer ones first.
 
     Args:
-        nodes: of the trace.
+        nodes: nodes of the trace.
         reals: the shapes of the latents as reals, in the order of u.
     """
     found, start = dict[tuple[str, ...], tuple[tuple[int, ...], list[Tensor]]](), 0
@@ -85,10 +85,10 @@ class LocalNormal(nn.Module):
     """q of the elements of a plate: a Normal with covariances within an element, given what is above.
 
     Args:
-        num_features: of an element.
-        above: how many latents an element is given.
-        covariates: ``(J, F)`` of the elements; or J, and the covariates are learned, as is what each element adds to
-            the output of the network.
+        num_features: number of latents of an element.
+        above: number of latents above that an element is given.
+        covariates: covariates of the elements, ``(J, F)``; or J, to learn the covariates and a term per element that
+            is added to the network's output.
     """
 
     def __init__(self, num_features: int, above: int, covariates: Tensor | int):
@@ -125,11 +125,11 @@ class Hierarchical(Conditional):
 
     Args:
         groups: the latents by their plates.
-        make: makes q of the global latents for their number.
-        covariates: of the elements of plates, by the name of the plate, ``(J, F)``.
+        make: a function from the number of global latents to their q.
+        covariates: data of the elements of each plate, by the plate's name, ``(J, F)``.
 
     Raises:
-        ValueError: a plate of that name has no latents, or another size.
+        ValueError: no latents are in a plate of that name, or the plate has another size.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Hierarchical(Conditional):
         self.register_buffer("order", torch.cat([group.places.flatten() for group in groups]).argsort())
 
     def above(self, i: int) -> list[int]:
-        """The groups that group i is given: those whose plates are some of its own."""
+        """The groups that group i is given: those whose plates are a subset of its own."""
         return [j for j, other in enumerate(self.groups) if set(other.plates) < set(self.groups[i].plates)]
 
     def forward(self, given: Any = None) -> TorchDistribution:
@@ -195,7 +195,7 @@ class HierarchicalDistribution(TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
-        # A local q has the batch of what it is given.
+        # A local q has the batch shape of the latents that it is given.
         parts = self._visit_groups(lambda i, q: q.rsample(() if q.batch_shape else shape), shape)
         return torch.cat([part.flatten(-2) for part in parts], -1)[..., self.program.order]  # type: ignore[index]
 
@@ -213,7 +213,7 @@ class HierarchicalDistribution(TorchDistribution):
         return total
 
     def _visit_groups(self, visit: Callable[[int, Any], Tensor], batch: torch.Size) -> list[Tensor]:
-        """The values of the groups, ``(*batch, J, D)``, of which ``visit`` says each by its number and its q."""
+        """The values of the groups, ``(*batch, J, D)``, each from ``visit``, called with its number and its q."""
         program, values, local = self.program, list[Tensor](), iter(self.program.local)
         for i, group in enumerate(program.groups):
             if not group.plates:

@@ -1,20 +1,20 @@
-r"""Deep hierarchies of latents: many levels that share one deterministic path from the top down.
+r"""Deep hierarchies of latents: many levels that share one deterministic top-down path.
 
 .. math::
     p(x, z_{1:L}) = p(z_L)\, p(z_{L-1} \mid z_L) \cdots p(z_1 \mid z_{2:L})\, p(x \mid z_{1:L}), \qquad
     q(z_{1:L} \mid x) = \prod_{l=L}^{1} q(z_l \mid z_{l+1:L}, x)
 
-All that is above level l reaches it as one image of features, :math:`h_l`, which starts as a parameter and takes in
-each z:
+Level l depends on the levels above it through one feature map, :math:`h_l`, which starts as a parameter and is updated
+by each z:
 
 .. math::
     p(z_l \mid h_l), \qquad q(z_l \mid h_l, a_l(x)), \qquad h_{l-1} = \mathrm{path}_l(h_l, z_l), \qquad p(x \mid h_0)
 
-with :math:`a_l` the features of x at that resolution, by one network that reads x once. Model and guide run the same
+with :math:`a_l` the features of x at that resolution, from one network that reads x once. Model and guide run the same
 path. The guide draws the levels in the model's order, so every level's KL has a closed form given the levels above, and
-`objectives.FreeBits` floors each by itself. Where a step's gradient explodes, `dgm.fit` leaves it out by ``skip_norm``.
+`objectives.FreeBits` applies its floor to each level. ``dgm.fit(skip_norm=...)`` skips steps whose gradient explodes.
 
-A `VAE` whose prior is a `VAE` is a hierarchy, too; there p(x | z_1) reads the last level alone.
+A `VAE` whose prior is a `VAE` is a hierarchy too, but its p(x | z_1) reads the last level alone.
 
 Sources: Sonderby et al. 2016 (arXiv 1602.02282); Kingma et al. 2016 (arXiv 1606.04934, appendix C); Child 2021 (VDVAE,
 arXiv 2011.10650).
@@ -45,7 +45,7 @@ __all__ = ["DeepVAE", "Level", "vdvae"]
 
 @register
 class Level(nn.Module):
-    """One latent z of a `DeepVAE`, and the way on from it.
+    """One latent z of a `DeepVAE`, and the path to the next level.
 
     Args:
         prior: p(z | h).
@@ -53,7 +53,7 @@ class Level(nn.Module):
         path: a network ``path(h, z)`` to the h of the next level, with `in_shape`, `given_shape` and `out_shape`.
 
     Raises:
-        TypeError, ValueError: the parts are no conditionals, or their shapes do not fit.
+        TypeError, ValueError: a part is not a conditional, or the shapes do not fit.
     """
 
     prior: Conditional
@@ -87,17 +87,17 @@ class Level(nn.Module):
 
 @register
 class DeepVAE(Program):
-    """``p(z_L) ... p(z_1 | z_>1) p(x | z)`` and ``q(z_L | x) ... q(z_1 | z_>1, x)`` on one path from the top down.
+    """``p(z_L) ... p(z_1 | z_>1) p(x | z)`` and ``q(z_L | x) ... q(z_1 | z_>1, x)`` on one top-down path.
 
     The sites are ``z_1``, nearest to x, to ``z_L``, at the top.
 
     Args:
-        levels: from the top down, each a `Level`; the out_shape of a path is the in_shape of the next one.
+        levels: the `Level` objects from the top down; the out_shape of a path is the in_shape of the next one.
         likelihood: p(x | h), a program without latents, given the last h.
-        reader: a network from x to a tuple of features, of the shapes that it names as its `out_shapes`.
+        reader: a network from x to a tuple of features, whose shapes it declares as `out_shapes`.
 
     Raises:
-        TypeError, ValueError: a part is of another kind, or shapes do not fit.
+        TypeError, ValueError: a part has another type, or shapes do not fit.
 
     >>> import torch, dgm_pyro as dgm
     >>> likelihood = dgm.Bernoulli((1, 4, 4), dgm.networks.ConvNet((3, 2, 2), (1, 4, 4), 1))
@@ -119,7 +119,9 @@ class DeepVAE(Program):
         check_program(likelihood, "likelihood")
         _check_shapes(reader, "reader", "out_shapes")
         if likelihood.latents("x") != ():
-            raise ValueError("likelihood has latents of its own, which a DeepVAE does not state: use one without")
+            raise ValueError(
+                "likelihood has latents of its own, which a DeepVAE does not state: use a likelihood without latents"
+            )
         for above, below in itertools.pairwise(levels):
             if above.path.out_shape != below.path.in_shape:
                 raise ValueError(
@@ -127,7 +129,7 @@ class DeepVAE(Program):
                     f"{tuple(below.path.in_shape)}"
                 )
         declare_given(likelihood, levels[-1].path.out_shape, "likelihood", "the last h, of shape")
-        unread = [shape for shape in map(_seen_by, levels) if shape not in reader.out_shapes]
+        unread = [shape for shape in map(_features_shape_of, levels) if shape not in reader.out_shapes]
         if unread:
             raise ValueError(
                 f"a posterior is given features of shape {tuple(unread[0])}, but reader has out_shapes "
@@ -153,7 +155,7 @@ class DeepVAE(Program):
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
         h, seen = self.start, self._read_features(value)
         for site, level in self._named_levels:
-            h = level.onward(h, level.posterior.joint(site, given=(h, seen[_seen_by(level)])))
+            h = level.onward(h, level.posterior.joint(site, given=(h, seen[_features_shape_of(level)])))
 
     def _read_features(self, x: Tensor) -> dict[torch.Size, Tensor]:
         """The features of x by their shapes."""
@@ -167,7 +169,7 @@ class DeepVAE(Program):
         return tuple(site for site, _ in self._named_levels)
 
     def unroll(self) -> DeepVAE:
-        """Unrolls a chain in the likelihood."""
+        """The same program with the chain in the likelihood unrolled."""
         unrolled = self.likelihood.unroll()
         return self if unrolled is self.likelihood else self.replaced(likelihood=unrolled)
 
@@ -182,17 +184,17 @@ class DeepVAE(Program):
         return self.likelihood.placeholder()
 
     def codes(self) -> dict[str, Program]:
-        """The top: what is below it is no function of it."""
+        """The top level alone: the levels below are random given the top."""
         site, level = self._named_levels[0]
         return {site: level.prior}
 
     def _encode(self, x: Tensor, given: Any, site: str, draw: bool, num_samples: int) -> Tensor:
         """The mean of q(z_L | x), or a draw."""
-        q = self.levels_down[0].posterior((self.start, self._read_features(x)[_seen_by(self.levels_down[0])]))
+        q = self.levels_down[0].posterior((self.start, self._read_features(x)[_features_shape_of(self.levels_down[0])]))
         return q.rsample() if draw else q.mean
 
     def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
-        """The mean of p(x | z) with the levels below at their means; or all are drawn."""
+        """The mean of p(x | z) with the levels below at their means; or a draw of x and of these levels."""
         h = self.levels_down[0].onward(self.start, z)
         for level in self.levels_down[1:]:
             p = level.prior(h)
@@ -203,7 +205,7 @@ class DeepVAE(Program):
 
 
 def _check_shapes(network: Any, role: str, *names: str) -> None:
-    """Raise unless ``network`` is one that says its shapes."""
+    """Raise unless ``network`` is a module that declares its shapes by the attributes ``names``."""
     check_type(network, nn.Module, role, "a torch.nn.Module")
     lacking = [name for name in names if not hasattr(network, name)]
     if lacking:
@@ -212,7 +214,7 @@ def _check_shapes(network: Any, role: str, *names: str) -> None:
         )
 
 
-def _seen_by(level: Any) -> torch.Size:
+def _features_shape_of(level: Any) -> torch.Size:
     """The shape of the features of x that a level's posterior is given."""
     shape: torch.Size = level.posterior.given_shape[1]
     return shape
@@ -221,16 +223,17 @@ def _seen_by(level: Any) -> torch.Size:
 def vdvae(
     likelihood: Program, levels: Sequence[int] = (2, 3, 3), *, latent_channels: int = 8, blocks: int = 1
 ) -> DeepVAE:
-    """VDVAE: Normal latents of several resolutions on a residual path from the top down (Child 2021).
+    """VDVAE: Normal latents of several resolutions on a residual top-down path (Child 2021, arXiv 2011.10650).
 
     Args:
         likelihood: p(x | h) of images, given features h of shape ``(C, H, W)``: the finest resolution of the latents.
-        levels: how many levels each resolution has, from the coarsest to the finest; each is half of the next.
-        latent_channels: of each z.
+        levels: number of levels at each resolution, from the coarsest to the finest; each resolution is half of the
+            next.
+        latent_channels: number of channels of each z.
         blocks: residual blocks of each network.
 
     Raises:
-        ValueError: the resolution cannot be halved so often.
+        ValueError: the resolution cannot be halved that often, or an argument does not fit.
 
     >>> import dgm_pyro as dgm
     >>> likelihood = dgm.Bernoulli((1, 8, 8), dgm.networks.ConvNet((4, 4, 4), (1, 8, 8), 1))

@@ -3,10 +3,10 @@ r"""Implicit models: p(x) as the distribution of a function of simple noise.
 .. math::
     z \sim p(z), \qquad x = G(z), \qquad P(x \in A) = P(z \in G^{-1}(A)).
 
-The right side, the *pushforward* of p(z), is all there is. A density needs more: a flow has one because its map is
-invertible, and the change of variables applies. A generator may fold many z onto one x, and when z has fewer dimensions
-than x, all of p(x) lies on a surface of volume zero, where no density exists. So an implicit model can be sampled and
-not scored; it is trained by comparing samples, with the objectives of `adversarial`.
+The right side, the *pushforward* of p(z), is all that is defined. A density needs more: a flow has one because its map
+is invertible, and the change of variables applies. A generator may map many z to one x, and when z has fewer dimensions
+than x, all of p(x) lies on a surface of volume zero, where no density exists. So an implicit model can be sampled but
+not scored. It is trained by comparing samples, with the objectives of `adversarial`.
 
 Source: Diggle and Gratton 1984; Mohamed and Lakshminarayanan 2016 (arXiv 1610.03483).
 """
@@ -61,8 +61,8 @@ class Implicit(Program):
         generator: maps z to x, ``(B, *event_shape)`` or flat ``(B, numel)``. One that reads a second input,
             ``generator(z, given)`` with a ``given_shape``, makes the model conditional on it (a class label, a
             vector); so does a conditional prior.
-        levels: x takes the integers 0 .. levels - 1: the generator's outputs go through a sigmoid, are spread over that
-            range and rounded, and the gradient passes the rounding as if it were not there (straight-through).
+        levels: x takes the integers 0 .. levels - 1: the generator's outputs go through a sigmoid, are scaled to that
+            range and rounded. The gradient ignores the rounding (straight-through).
         latent_name: the name of z.
 
     Raises:
@@ -116,7 +116,7 @@ class Implicit(Program):
         z = self.prior.joint(self.latent_name, given=given if self.prior.conditional else None)
         generated = self.generate(z, given)
         stated = pyro.deterministic(name, generated, event_dim=len(self.event_shape))
-        if stated is not generated:  # poutine.condition put data in its place, and no probability was charged for it
+        if stated is not generated:  # poutine.condition put data in its place, whose density was not scored
             self._refuse_density()
         return stated
 
@@ -158,7 +158,7 @@ class Implicit(Program):
             "an Implicit has no density: x = generator(z) is a function of z, and the generator need not be "
             "invertible, so neither log p(x) nor a bound on it exists. Draw with program.sample(n) or Predictive; "
             "train with dgm.fit(program, data, 'gan') (or 'wgan-gp', 'f-gan:kl', 'energy', 'mmd'); judge samples "
-            "with dgm.quality; or add noise, implicit.noisy(program, scale), and evaluate that"
+            "with dgm.quality; or add noise, dgm.implicit.noisy(program, scale), and evaluate that program"
         )
 
 
@@ -167,18 +167,18 @@ def _round_straight_through(x: Tensor) -> Tensor:
     return x.round().detach() + (x - x.detach())
 
 
-# -- evidence, after all: the model of x and some noise ----------------------------------------------------------------
+# -- evidence: the model of x plus noise -------------------------------------------------------------------------------
 
 
 @register
 class Around(Conditional):
-    """p(x | z): a Normal of one scale about the generator's output.
+    """p(x | z): a Normal with a single scale about the generator's output.
 
     Args:
         event_shape: shape of one x.
         generator: as for `Implicit`.
-        scale: standard deviation, to start from; it is a parameter.
-        levels: of the generator's output, which is not rounded here, and scaled to [-1, 1].
+        scale: initial standard deviation; it is a parameter.
+        levels: number of levels of the generator's output, which is scaled to [-1, 1] here, without rounding.
     """
 
     conditional = True
@@ -203,15 +203,18 @@ class Around(Conditional):
 
 
 def noisy(program: Implicit, scale: float) -> VAE:
-    """p(z) N(x; G(z), scale^2): a model with a density, which has the generator in it.
+    """p(z) N(x; G(z), scale^2): a model with a density, made of an implicit model and Normal noise.
 
-    It has no encoder: evaluate it with ``dgm.infer.ais``. The number is that of *this* model, and depends on ``scale``
-    as much as on the generator: as scale goes to 0, it goes to minus infinity for every datum that is not exactly an
-    output. Compare models at one scale, or each at the scale that is best on validation data.
+    It has no encoder: evaluate it with ``dgm.infer.ais``. The evidence is that of *this* model, and depends on
+    ``scale`` as much as on the generator: as scale goes to 0, log p(x) goes to minus infinity for every datum that is
+    not exactly an output. Compare models at one scale, or each at its best scale on validation data.
 
     Args:
-        program: its parts are shared, not copied. Of one with ``levels``, x is in [-1, 1].
+        program: the implicit model, whose parts are shared, not copied. If it has ``levels``, x is scaled to [-1, 1].
         scale: standard deviation of the noise, in units of x.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
 
     Source: Wu et al. 2017 (arXiv 1611.04273), section 3.
     """
@@ -223,11 +226,11 @@ def noisy(program: Implicit, scale: float) -> VAE:
 
 @torch.no_grad()
 def parzen(samples: Tensor, x: Tensor, scale: float) -> Tensor:
-    """log of the mean of Normals of standard deviation ``scale`` about ``samples``, at x, in nats, ``(B,)``.
+    """Log density at x of a Parzen window: Normals of standard deviation ``scale`` at ``samples``; nats, ``(B,)``.
 
-    The expected value is that of `noisy` from below, but in many dimensions far below: it needs a sample near every
-    datum. It can rank a model that stores its data above a perfect one (Theis et al. 2016, arXiv 1511.01844, section
-    3.2), so report it beside other numbers, never alone.
+    In expectation this is a lower bound of the evidence of `noisy`. In many dimensions it is far below, because it
+    needs a sample near every datum. It can rank a model that memorizes its data above a perfect one (Theis et al. 2016,
+    arXiv 1511.01844, section 3.2), so report it next to other measures, never alone.
 
     Args:
         samples: ``(N, *event_shape)``.
@@ -252,18 +255,18 @@ def parzen(samples: Tensor, x: Tensor, scale: float) -> Tensor:
 
 @torch.no_grad()
 def mode_coverage(x: Tensor, centers: Tensor, scale: float) -> tuple[int, float]:
-    """Number of modes of a mixture of round Normals that samples cover, and the share of samples near a mode.
+    """Number of modes of a mixture of isotropic Normals that samples cover, and the share of samples near a mode.
 
-    A sample is near a mode within 3 standard deviations of its center, where 98.9 % of a Normal of the plane
-    are. A mode counts as covered if it has at least a fifth of the samples it should have.
+    A sample is near a mode if it is within 3 standard deviations of the center, as is 98.9 % of the mass of a Normal in
+    two dimensions. A mode is covered if at least a fifth of its expected samples are near it.
 
     Args:
         x: samples, ``(N, D)``.
-        centers: of the modes, equally likely, ``(K, D)``.
-        scale: standard deviation of each.
+        centers: centers of the modes, which are equally likely, ``(K, D)``.
+        scale: standard deviation of each mode.
 
     Returns:
-        the number of covered modes, and the share near any.
+        The number of covered modes, and the share of samples near any mode.
 
     Source: Srivastava et al. 2017 (arXiv 1705.07761), section 4.1, where one sample covers a mode.
     """

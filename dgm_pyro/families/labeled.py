@@ -41,7 +41,7 @@ __all__ = ["Discriminative", "Labeled"]
 class Labeled(Program):
     """The generative classifier p(y) p(x | y), over any family.
 
-    The guide for y is the classifier q(y | x) if there is one; else Bayes' rule where p(x | y) is exact; else p(y).
+    The guide of y is the classifier q(y | x) if there is one, else Bayes' rule where p(x | y) is exact, else p(y).
     To sum y out in Pyro's `TraceEnum_ELBO`, wrap the guide: ``pyro.infer.config_enumerate(program.guide, "parallel")``.
 
     Args:
@@ -72,7 +72,7 @@ class Labeled(Program):
         if classifier is not None and classifier.levels != prior.levels:
             raise ValueError(f"the classifier has {classifier.levels} classes, but the prior has {prior.levels}")
         if program.num_classes is not None and program.num_classes != prior.levels:
-            raise ValueError(f"the program knows {program.num_classes} classes, but the prior has {prior.levels}")
+            raise ValueError(f"the program has {program.num_classes} classes, but the prior has {prior.levels}")
         declare_given(program, torch.Size(), "program", "a label of shape")
         if classifier is not None:
             declare_given(classifier, program.event_shape, "classifier", "the program's event_shape")
@@ -106,10 +106,10 @@ class Labeled(Program):
         return None if inner is None else (self.label_name, *inner)
 
     def codes(self) -> dict[str, Program]:
-        """None of its own.
+        """Empty: a `Labeled` has no code of its own.
 
         Raises:
-            ValueError: the program within has codes, one for each class.
+            ValueError: the program within has a code for each class.
         """
         if self.program.codes():
             raise ValueError(
@@ -125,7 +125,7 @@ class Labeled(Program):
         return self.replaced(program=self.program.unroll_latents())
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
-        """p(y, x_mis | x_obs): every y with the weights of its own p(x_obs | y)."""
+        """p(y, x_mis | x_obs): draws for every y, weighted by p(y) and p(x_obs | y)."""
         labels = torch.arange(self.num_labels, device=x.device)
         each = [self.program.completions(by, x, mask, y.expand(len(x))) for y in labels]
         log_prior = self.prior().log_prob(labels)
@@ -142,11 +142,13 @@ class Labeled(Program):
     def log_joint(self, x: Tensor, num_particles: int = 1, seed: int = 0) -> Tensor:
         """log p(x | y) + log p(y) in nats for every class y, ``(classes, *batch)``.
 
-        Exact where p(x | y) is; else log p(x | y) is bounded from below with ``num_particles`` draws (IWAE; ELBO at 1),
-        by noise of each datum's own (`noise.per_datum`) of this seed.
+        Exact where p(x | y) is exact. Else a lower bound of log p(x | y) from ``num_particles`` draws (IWAE; ELBO for
+        1), with noise that belongs to each datum (`noise.per_datum`).
 
         Args:
             x: ``(*batch, *event_shape)``; one batch dimension where p(x | y) is not exact.
+            num_particles: draws per datum and class; not used where p(x | y) is exact.
+            seed: seed of the draws.
         """
         check_count(num_particles, "num_particles")
         check_dense(x, "x")
@@ -159,7 +161,7 @@ class Labeled(Program):
         else:
             bounds = []
             for y in labels:
-                # Every class at the same draws: their noise cancels where classes are compared.
+                # All classes share the draws, so their noise cancels in comparisons of classes.
                 with seeded(seed, x.device), noise.per_datum(x, seed):
                     weights = self.program.log_weights(x, y.expand(len(x)), num_particles)
                 bounds.append(log_mean_exp(weights))
@@ -169,7 +171,7 @@ class Labeled(Program):
 
     @torch.no_grad()
     def class_probabilities(self, x: Tensor, num_particles: int = 1, seed: int = 0) -> Tensor:
-        """p(y | x) by Bayes' rule, ``(B, classes)``; from bounds on p(x | y) where that is not exact, see `log_joint`.
+        """p(y | x) by Bayes' rule, ``(B, classes)``; from bounds on p(x | y) where it is not exact, see `log_joint`.
 
         Raises:
             ValueError: ``x`` does not fit.
@@ -186,6 +188,9 @@ class Labeled(Program):
         """Draw x from p(x), or from p(x | y) for labels ``given``, ``(num_samples,)`` or ``(1,)``.
 
         Further options (``guidance=``, ``sampler=``) go to the program's own `sample`.
+
+        Returns:
+            ``(num_samples, *event_shape)``.
         """
         if given is None:
             self.check_draws(num_samples, None)
@@ -195,10 +200,13 @@ class Labeled(Program):
 
 @register
 class Discriminative(Conditional):
-    """The discriminative classifier p(y | x): its variable is the label, its ``given`` the x.
+    """The discriminative classifier p(y | x): its variable is the label, and its ``given`` is x.
 
     Args:
         classifier: p(y | x), a `Categorical` of event shape ``()`` conditional on x.
+
+    Raises:
+        TypeError: ``classifier`` is not such a `Categorical`.
     """
 
     variable = "y"
@@ -219,7 +227,7 @@ class Discriminative(Conditional):
 
     def arguments(self, data: Data) -> tuple[Tensor, Any, dict[str, Tensor]]:
         if data.y is None:
-            raise ValueError("a discriminative program models labels, but the data have no y")
+            raise ValueError("a Discriminative models labels, but the data have none: pass Data(x, y)")
         return data.y, data.x, {}
 
     @torch.no_grad()
@@ -227,7 +235,7 @@ class Discriminative(Conditional):
         """p(y | x), ``(B, classes)``.
 
         Raises:
-            ValueError, TypeError: ``x`` does not fit: its shape, NaN, or what the network was not built for.
+            ValueError, TypeError: ``x`` has another shape, holds NaN, or holds values that the network does not take.
         """
         if self.given_shape is not None:
             check_tensor(x, self.given_shape, "x", "the program's given_shape")
@@ -241,7 +249,7 @@ class Discriminative(Conditional):
             self._check_values(given)
 
     def _check_values(self, x: Tensor) -> None:
-        """Check x against the levels that the network was given; without any, x may hold any integers."""
+        """Check x against the levels of the network; without levels, x may hold any integers."""
         assert self.classifier.network is not None  # it is conditional
         told = (getattr(part, "levels", None) for part in self.classifier.network.modules())
         levels = next((levels for levels in told if levels is not None), None)

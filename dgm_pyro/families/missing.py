@@ -1,16 +1,17 @@
-r"""Missing features: programs of the part of a datum that was observed.
+r"""Missing features: programs of the observed part of each datum.
 
-Where the features are independent given the latents, those that are missing integrate to one and can be left out,
+Where the features are independent given the latents, missing features integrate to one and can be left out,
 
 .. math::
     p(x_{obs}) = \int p(z) \prod_{i \in obs} p(x_i \mid z)\, dz,
 
-exactly where there are no latents. With a guide that reads the missing ones at a fixed value, every bound on log p(x)
-becomes one on log p(x_obs): the importance-weighted one is the MIWAE bound, which tends to log p(x_obs) with the number
-of particles. This assumes that what is missing does not depend on its own value (missing at random).
+which is exact for a program without latents. If the guide reads a fixed value for each missing feature, every bound on
+log p(x) becomes a bound on log p(x_obs). The importance-weighted one is the MIWAE bound, which converges to
+log p(x_obs) as the number of particles grows. All of this assumes that features are missing at random: whether a
+feature is missing does not depend on its value.
 
-Features that depend on each other can be left out where each may depend on the observed ones alone, as in
-`families.anyorder`.
+If features depend on each other, missing ones can be left out where each feature can be conditioned on the observed
+ones alone, as in `families.anyorder`.
 
 Source: Mattei and Frellsen 2019 (MIWAE, arXiv 1812.02633); Nazabal et al. 2020 (HI-VAE, arXiv 1807.03653).
 """
@@ -34,7 +35,7 @@ __all__ = ["Observed", "ObservedDistribution", "observed_part"]
 
 
 def observed_part(program: Program, data: Data) -> Program:
-    """The program by which ``data`` are scored: of what was observed, where something is missing.
+    """The program that scores ``data``: p(x_obs) where features are missing, else ``program`` itself.
 
     Raises:
         ValueError: missing features cannot be left out of this program.
@@ -43,16 +44,16 @@ def observed_part(program: Program, data: Data) -> Program:
         return program
     if not program.takes_missing:
         raise ValueError(
-            f"{data.name} misses features, and those of this {type(program).__name__} depend on one another, so that "
-            "the missing ones cannot be left out: use a VAE with independent features (dgm train vae) or a chain in "
-            "any order (dgm train any-order), or fill them in first by dgm.infer.impute of one of these; or keep "
-            "whole data, data[data.mask.flatten(1).all(1)]"
+            f"{data.name} misses features, but this {type(program).__name__} cannot leave the missing ones out, "
+            "because its features depend on one another: use a VAE with independent features (dgm train vae) or a "
+            "chain in any order (dgm train any-order); or first fill them in with one of these, by dgm.infer.impute; "
+            "or keep the complete rows alone, data[data.mask.flatten(1).all(1)]"
         )
     return Observed(program)
 
 
 class Observed(Program):
-    """p(x_obs): a program of x with NaN in the place of what is missing. It shares the parameters of p(x).
+    """p(x_obs): a program of x in which NaN marks missing features. It shares the parameters of p(x).
 
     Args:
         program: p(x).
@@ -75,7 +76,7 @@ class Observed(Program):
         return x.masked_fill(missing, torch.nan), given, observed
 
     def whole(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x with a value in the place of NaN, as p(x) takes it, and where it was observed."""
+        """x with each NaN replaced by a value that p(x) takes, and a mask that is True where x was observed."""
         mask = ~x.isnan()
         known = torch.where(mask, x, self.blank.to(x.dtype))
         return known if self.program.levels is None else known.long(), mask
@@ -108,7 +109,7 @@ class Observed(Program):
 
 
 class _Masked(Messenger):
-    """Counts the observed features of a site alone."""
+    """Scores only the observed features of a site."""
 
     def __init__(self, name: str, mask: Tensor):
         super().__init__()
@@ -120,12 +121,12 @@ class _Masked(Messenger):
 
 
 class ObservedDistribution(TorchDistribution):
-    """Features, of which those that are False in ``mask`` do not count.
+    """The distribution of features of which only those with a True ``mask`` are scored.
 
     Args:
-        distribution: of each feature, ``(*batch, *event_shape)`` of them.
+        distribution: the distribution of single features, of batch shape ``(*batch, *event_shape)``.
         mask: ``(B, *event_shape)``.
-        dims: of an event.
+        dims: number of dimensions of an event.
     """
 
     arg_constraints: ClassVar = {}

@@ -1,17 +1,16 @@
 r"""Multiscale flows: p(x) of images by a change of variables, from the finest scale to the coarsest.
 
-From x to z, each scale squeezes the image (2x2 pixels become channels), maps it by some couplings, and splits the
-channels: half of them, v, are done, and the other half, h, goes on to the next scale. What is done is a Normal given
-what goes on,
+From x to z, each scale squeezes the image (2x2 pixels become channels), applies couplings, and splits the channels: one
+half, v, is factored out, and the other half, h, continues to the next scale. The factored-out half is Normal given h,
 
 .. math::
     p(v \mid h) = N(\mu(h), \sigma(h)^2), \qquad z = (v - \mu(h)) / \sigma(h) \sim N(0, I),
 
-which is one more affine coupling. So a multiscale flow is a `Flow` of the base N(0, I) like any other, its parts those
-of `networks.multiscale`, and z has the shape of x: first what the finest scale left, last what the coarsest did.
+which is one more affine coupling. So a multiscale flow is an ordinary `Flow` of the base N(0, I), made of the parts in
+`networks.multiscale`, and z has the shape of x, ordered from the finest scale to the coarsest.
 
-`convolutional_realnvp`, `glow` and `flow_plus_plus` differ in their couplings and what is between them.
-`convolutional_dequantizer` is the q(u | x) that makes them models of integers, by `Dequantized`.
+`convolutional_realnvp`, `glow` and `flow_plus_plus` differ in their couplings and in the layers between them.
+`convolutional_dequantizer` is a q(u | x) with which `Dequantized` makes them models of integers.
 
 Sources: Dinh et al. 2017 (RealNVP, arXiv 1605.08803), section 3; Kingma and Dhariwal 2018 (Glow, arXiv 1807.03039); Ho
 et al. 2019 (Flow++, arXiv 1902.00275).
@@ -45,10 +44,10 @@ from dgm_pyro.networks.pixelcnn import bias_of
 __all__ = ["convolutional_dequantizer", "convolutional_realnvp", "flow_plus_plus", "glow"]
 
 MOST_SCALES = 3
-# Bounds the log-scale of one affine coupling, because a few dozen of them follow each other.
+# Bounds the log-scale of an affine coupling, because dozens of couplings follow each other.
 BOUND = 2.0
 Masked = Callable[[Sequence[int], Sequence[bool], Univariate], Coupling]
-"""Makes a coupling of an image of some shape, by the channels that pass and a univariate map."""
+"""A function from the channels that pass and a univariate map to a coupling of images."""
 
 
 def convolutional_realnvp(
@@ -63,23 +62,23 @@ def convolutional_realnvp(
     num_classes: int | None = None,
     unit_cube: bool = False,
 ) -> Flow:
-    """RealNVP of images: affine couplings of checkerboards and of channels in turns (Dinh et al. 2017).
+    """RealNVP of images: alternating affine couplings of checkerboards and of channels (Dinh et al. 2017).
 
-    The checkerboard is one of the 2x2 blocks that are squeezed: its networks see half of the resolution. `ActNorm` per
-    channel stands for their batch normalization.
+    The checkerboard is one of the 2x2 blocks that are squeezed, so its networks work at half of the resolution. An
+    `ActNorm` per channel replaces the paper's batch normalization.
 
     Args:
         event_shape: shape of one x, ``(C, H, W)``.
-        scales: how many; height and width must be so often even. Default: as often as they are, up to three times, down
-            to two pixels.
-        layers: how many couplings at each scale.
-        width: of the networks.
+        scales: number of scales; each halves height and width, which must be even. Default: as many as possible, at
+            most three, down to two pixels.
+        layers: number of couplings at each scale.
+        width: channels of the networks.
         blocks: residual blocks of each network.
         given_shape: shape of one ``given``, for a conditional flow; a network with one hidden layer embeds it for all
             couplings.
         given_levels: ``given`` takes the integers 0 .. given_levels - 1.
-        num_classes: how many class labels ``given`` takes.
-        unit_cube: end on the unit cube, for `Dequantized`.
+        num_classes: number of classes, where ``given`` is a label.
+        unit_cube: whether x lies in the unit cube, as `Dequantized` needs.
 
     Raises:
         ValueError: x is no image, or its height or width is odd.
@@ -112,7 +111,7 @@ def glow(
 ) -> Flow:
     """Glow: steps of ActNorm, an invertible 1x1 convolution and an affine coupling (Kingma and Dhariwal 2018).
 
-    The convolution has LU factors and starts as the identity. The halves of the couplings alternate.
+    The convolution is parameterized by LU factors and starts as the identity. The halves of the couplings alternate.
 
     Args: as `convolutional_realnvp`.
 
@@ -140,7 +139,7 @@ def flow_plus_plus(
 
     Sampling inverts each mixture by bisection.
 
-    Args: as `convolutional_realnvp`, and ``components``, the logistics of each mixture.
+    Args: as `convolutional_realnvp`, and ``components``, the number of logistics of each mixture.
     """
     step = partial(_glow_step, LogisticMixture(components, BOUND))
     reads = (given_shape, given_levels, num_classes)
@@ -155,8 +154,8 @@ def convolutional_dequantizer(
     Args:
         event_shape: shape of one x, ``(C, H, W)``, H and W even.
         levels: x takes the integers 0 .. levels - 1.
-        layers: how many couplings.
-        width, blocks: of each network.
+        layers: number of couplings.
+        width, blocks: channels and residual blocks of each network.
 
     >>> import dgm_pyro as dgm
     >>> shape = (1, 4, 4)
@@ -188,7 +187,7 @@ def _glow_step(univariate: Univariate, shape: Sequence[int], i: int, masked: Mas
 
 
 def _passing_half(depth: int, i: int) -> list[bool]:
-    """Which channels pass the i-th coupling: the last half, then the first, in turns."""
+    """Whether each channel passes the i-th coupling unchanged: the last half and the first half alternate."""
     return [(channel < depth // 2) == bool(i % 2) for channel in range(depth)]
 
 
@@ -243,7 +242,7 @@ def _multiscale(
 
 
 def _num_scales(shape: Sequence[int]) -> int:
-    """How often height and width are even, up to `MOST_SCALES` times and down to two pixels, and at least once."""
+    """How often height and width can be halved, down to two pixels: at least once, at most `MOST_SCALES` times."""
     scales, (height, width) = 1, shape[1:]
     while scales < MOST_SCALES and height % 4 == 0 and width % 4 == 0 and min(height, width) > 4:
         scales, height, width = scales + 1, height // 2, width // 2

@@ -1,4 +1,4 @@
-"""One solver of ordinary differential equations: Dormand and Prince's pair of orders 5 and 4, with adaptive steps."""
+"""A solver of ordinary differential equations: Dormand and Prince's pair of orders 5 and 4, with adaptive steps."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["solve"]
 
-# Row i: the weights of the slopes so far that lead to the i-th. The last row is the step of order 5 itself.
+# Row i: the weights of the earlier slopes in the point of the i-th. The last row is the step of order 5 itself.
 STAGES = (
     (1 / 5,),
     (3 / 40, 9 / 40),
@@ -18,7 +18,7 @@ STAGES = (
     (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
     (35 / 384, 0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
 )
-# The order 5 less the order 4.
+# The weights of the order-5 step minus those of the order-4 step.
 ERROR = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 
@@ -40,11 +40,13 @@ def solve(
     Every row has its own time and steps, so its solution does not depend on the batch.
 
     Args:
-        slope: of t, ``(B,)``, and y, to the shape of y.
+        slope: a function of t, ``(B,)``, and y, to the shape of y.
+        y: ``(B, *shape)`` at ``start``.
         tolerance: the largest estimated error of a step, relative to 1 + abs(y), over all elements of a row.
+        max_steps: the largest number of steps.
 
     Raises:
-        RuntimeError: more than ``max_steps`` would be needed.
+        RuntimeError: the solution needs more than ``max_steps`` steps.
 
     Source: Dormand and Prince 1980; step control as in Hairer, Norsett and Wanner 1993, section II.4.
 
@@ -82,11 +84,11 @@ def solve(
             return y
         # NaN comes from a step into what the slope is not defined on: shorter, as for any error.
         factor = torch.where(error < 4**5, (0.9 * error.clamp(min=1e-9) ** -0.2).clamp(max=5), 0.2)
-        # By half octaves: what a batch changes in the last digit of an error must not change the steps.
+        # In half octaves: a change in the last digit of an error, by the batch, must not change the steps.
         step = step * ((2 * factor.log2()).floor() / 2).exp2()
     slowest = start + span * float(passed.min())
     raise RuntimeError(
-        f"the solver took {max_steps} steps and came from {start:.4g} to {slowest:.4g} of {end:.4g}: raise the "
+        f"the solver took {max_steps} steps from {start:.4g} and reached {slowest:.4g}, not {end:.4g}: raise the "
         f"tolerance above {tolerance:.1g}"
     )
 

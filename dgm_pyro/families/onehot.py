@@ -1,25 +1,25 @@
-r"""Discrete codes that gradients pass straight through, as one-hot rows.
+r"""Discrete codes as one-hot rows, with straight-through gradients.
 
 A code k of K values is the row z of K numbers that is 1 at k and 0 elsewhere. A linear layer of z is then a codebook:
-it picks a learned vector for each k. `OneHot` makes a program of such rows of one of integers: a prior,
-independent or `Autoregressive`, or an encoder. A draw has no derivative in the probabilities :math:`\pi`; *straight
-through* means to take that of the mean in its place,
+it picks a learned vector for each k. `OneHot` turns a program of integers into a program of such rows: a prior,
+independent or `Autoregressive`, or an encoder. A draw has no derivative in the probabilities :math:`\pi`. The
+*straight-through* gradient is that of the mean instead,
 
 .. math::
     z = \mathrm{onehot}(k) + \pi - \mathrm{sg}(\pi), \quad k \sim \pi, \qquad
     \nabla f(z) := \sum_{i, v} \frac{\partial f}{\partial z_{iv}} \nabla \pi_{iv},
 
-with sg a constant to gradients. That is exact in expectation where f is linear in each row, and biased elsewhere, with
-far less variance than the score function has. log p(z) is linear in each row as it is stated here,
+with sg the stop-gradient. This is exact in expectation where f is linear in each row, and biased elsewhere. Its
+variance is far less than that of the score function. log p(z) is stated to be linear in each row,
 
 .. math::
     \log p(z) = \sum_i \sum_v z_{iv} \log p(k_i = v \mid k_{<i}),
 
-so that the encoder learns what each code costs where it stands; not what it does to the cost of the codes after it.
+so the encoder learns the cost of each code at its own place, but not its effect on the cost of the codes after it.
 
-The objective stays the ELBO: there is no loss for the codebook and no term of commitment, and the prior learns with the
-rest. van den Oord et al. have the limit of a sure encoder and a uniform prior, where KL(q || p) is the constant
-d log K, and fit the autoregressive prior to the codes afterwards.
+The objective stays the ELBO: there is no codebook loss and no commitment loss, and the prior is learned jointly. van
+den Oord et al. take the limit of a deterministic encoder and a uniform prior, where KL(q || p) is the constant d log K,
+and fit the autoregressive prior to the codes afterwards.
 
 Source: Bengio et al. 2013 (arXiv 1308.3432), straight through; van den Oord et al. 2017 (arXiv 1711.00937), VQ-VAE.
 """
@@ -43,13 +43,13 @@ __all__ = ["OneHot", "OneHotDistribution"]
 
 
 class OverIntegers(Conditional):
-    """Anything made of a program of integers.
+    """Base of the conditionals that are built on a program of integers.
 
     Args:
         program: a `Categorical`, or an `Autoregressive` model of Categorical features.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: ``program`` is neither.
     """
 
     def __init__(self, program: Categorical | Autoregressive):
@@ -73,15 +73,15 @@ class OverIntegers(Conditional):
 
 @register
 class OneHot(OverIntegers):
-    """The one-hot rows of a program of integers, ``(*event_shape, K)``; its draws let gradients straight through.
+    """The one-hot rows of a program of integers, ``(*event_shape, K)``, whose draws have straight-through gradients.
 
-    An autoregressive program's draws are constants: it is a prior, and no encoder for these.
+    Draws of an autoregressive program have no gradient, so it can be a prior but not an encoder.
 
     Args:
         program: a `Categorical`, or an `Autoregressive` model of Categorical features.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: ``program`` is neither.
 
     >>> import torch, dgm_pyro as dgm
     >>> OneHot(dgm.Categorical(2, 3)).log_prob(torch.eye(3)[None, :2]).exp()
@@ -98,7 +98,7 @@ class OneHot(OverIntegers):
 
     def completions(self, by: Any, x: Tensor, mask: Tensor, given: Any = None) -> tuple[Tensor, Tensor]:
         raise ValueError(
-            "there is no method to impute with OneHot, whose features are rows: impute the codes, integers, with "
+            "there is no method to impute with a OneHot, whose features are rows: impute the integer codes with "
             "program.program"
         )
 
@@ -130,7 +130,7 @@ class OneHotDistribution(TorchDistribution):
         return new
 
     def log_masses(self, k: Tensor | None = None) -> Tensor:
-        """log p(k_i = v | k_<i) of every feature and value, ``(*batch, *event_shape)``; k is needed by a chain only."""
+        """log p(k_i = v | k_<i) of every feature and value, ``(*batch, *event_shape)``; only a chain needs k."""
         if isinstance(self.codes, AutoregressiveDistribution):
             assert k is not None
             return self.codes.program.raw_parameters(k, self.codes.given).log_softmax(-1)
@@ -138,7 +138,7 @@ class OneHotDistribution(TorchDistribution):
 
     @property
     def _independent(self) -> Any:
-        """The Categorical of single codes."""
+        """The Categorical distribution of single codes."""
         return self.codes.base_dist if self.codes.event_shape else self.codes
 
     @property

@@ -1,11 +1,11 @@
-r"""Priors that are mixtures of whole vectors, and where their components come from.
+r"""Priors that are mixtures over whole vectors.
 
 .. math::
     p(z) = \sum_{k=1}^{K} \pi_k \, p_k(z)
 
-`MixturePrior` has Normals of its own, :math:`p_k = N(\mu_k, \mathrm{diag}\, \sigma_k^2)`. `VampPrior` has those of the
-encoder: the prior that makes the bound best for a given encoder is the average of q(z | x) over the data, and
-:math:`p_k(z) = q(z \mid u_k)` stands for that average with K learned pseudo-inputs u_k in place of the data.
+`MixturePrior` has its own Normals, :math:`p_k = N(\mu_k, \mathrm{diag}\, \sigma_k^2)`. `VampPrior` uses the encoder:
+for a given encoder, the prior with the best bound is the average of q(z | x) over the data, and
+:math:`p_k(z) = q(z \mid u_k)` approximates this average with K learned pseudo-inputs u_k in place of the data.
 
 Every other prior is a program already: a learned `Normal`, a `Flow`, an `Autoregressive` model, a `Diffusion`, another
 `VAE`.
@@ -74,11 +74,11 @@ class VampPrior(MixtureOfParts):
 
     Args:
         encoder: q(z | x), a conditional of x alone that can score any z.
-        pseudo_inputs: ``(K, *x_shape)``, where the u_k start: rows of the training data, say.
-        levels: of data that are integers 0 .. levels - 1; the u_k are reals between these two ends.
+        pseudo_inputs: initial u_k, ``(K, *x_shape)``, such as rows of the training data.
+        levels: for data that are integers 0 .. levels - 1; the u_k are reals between 0 and levels - 1.
 
     Raises:
-        TypeError, ValueError: the encoder is no conditional of x alone, or the pseudo-inputs do not fit.
+        TypeError, ValueError: the encoder is not a conditional of x alone, or the pseudo-inputs do not fit.
 
     >>> import dgm_pyro as dgm
     >>> encoder = dgm.Normal(2, nn.Linear(5, 4))
@@ -96,7 +96,7 @@ class VampPrior(MixtureOfParts):
         check_finite(pseudo_inputs, "pseudo_inputs")
         if is_pair(encoder.given_shape):
             raise ValueError(
-                "the encoder of a VampPrior is given a pseudo-input alone, but this one reads a label too: "
+                "the encoder of a VampPrior is given a pseudo-input alone, but this encoder reads a label too: "
                 "use another prior with labels"
             )
         super().__init__(len(pseudo_inputs))

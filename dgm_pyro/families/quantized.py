@@ -1,4 +1,4 @@
-r"""Vector quantization: latents that are vectors of a codebook, one for each place of a grid, as in a VQ-VAE.
+r"""Vector quantization: latents that are vectors of a codebook, one at each place of a grid, as in a VQ-VAE.
 
 An encoder network gives an encoding h_i(x) in R^D for each place i of a grid, and q puts all mass on the nearest codes:
 
@@ -6,23 +6,23 @@ An encoder network gives an encoding h_i(x) in R^D for each place i of a grid, a
     k_i(x) = \arg\min_k \|h_i(x) - e_k\|, \qquad z_i = e_{k_i}, \qquad
     p(z) = p(k_1) \prod_{i > 1} p(k_i \mid k_{<i}).
 
-`VectorQuantizer` is that q(z | x), and `Embedded` that p(z): a program of integers whose draws are looked up in the
-same `networks.Codebook`. Between them a `VAE` is a VQ-VAE whose prior is learned along. q is deterministic, so the
+`VectorQuantizer` is this q(z | x), and `Embedded` is this p(z): a program of integers whose draws are looked up in the
+same `networks.Codebook`. A `VAE` of the two is a VQ-VAE whose prior is learned jointly. q is deterministic, so the
 ELBO is
 
 .. math::
     \log p(x) = \log \sum_z p(z)\, p(x \mid z) \ge \log p(z(x)) + \log p(x \mid z(x)):
 
-minus the length of a code in nats, first that of the grid, then that of x given the grid. This is the value of every
-objective and what `dgm.evaluate` reports. Training follows another gradient, in three respects:
+minus a code length in nats: the length of the grid's code plus that of x given the grid. This is the value of every
+objective, and `dgm.evaluate` reports it. Training follows a gradient that differs in three respects:
 
 - The likelihood's gradient passes straight through to h, see `networks.codebook`.
-- The codebook takes no gradient. It follows the encodings as running means.
-- A commitment loss, :math:`\beta \sum_i \|h_i - \mathrm{sg}(z_i)\|^2`, keeps encodings near their codes. It is no term
-  of the bound, so it enters as log q(z | x) = c - sg(c), which is 0 and has its gradient.
+- The codebook has no gradient. Its vectors are running means of the encodings.
+- A commitment loss, :math:`\beta \sum_i \|h_i - \mathrm{sg}(z_i)\|^2`, keeps encodings near their codes. It is not a
+  term of the bound, so it enters as log q(z | x) = c - sg(c), whose value is 0 and whose gradient is that of the loss.
 
-The prior does not affect which codes are chosen: at fixed codes it is fitted by maximum likelihood, as in a second
-stage of training. The encoder minimizes -log p(x | z) alone, and the size of the codebook and of the grid limit
+The prior does not affect the choice of codes: given the codes, it is fitted by maximum likelihood, as in a second
+stage of training. The encoder minimizes -log p(x | z) alone, and the sizes of the codebook and of the grid limit
 -log p(z).
 
 Source: van den Oord et al. 2017 (arXiv 1711.00937), equations 1 to 3; Razavi et al. 2019 (arXiv 1906.00446).
@@ -58,10 +58,10 @@ class Embedded(OverIntegers):
     Args:
         program: a `Categorical`, or an `Autoregressive` model of Categorical features, with as many levels as there are
             codes.
-        codebook: whose vectors they are.
+        codebook: the codebook with the vectors.
 
     Raises:
-        TypeError: the program is neither, or ``codebook`` is no `networks.Codebook`.
+        TypeError: the program is neither, or ``codebook`` is not a `networks.Codebook`.
         ValueError: the numbers of levels and codes differ.
 
     >>> import torch, dgm_pyro as dgm
@@ -92,7 +92,7 @@ class EmbeddedDistribution(TorchDistribution):
 
     Args:
         codes: the distribution of the integers.
-        codebook: whose vectors they stand for.
+        codebook: the codebook with their vectors.
     """
 
     arg_constraints: ClassVar = {}
@@ -114,7 +114,7 @@ class EmbeddedDistribution(TorchDistribution):
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """log p(k) of the codes whose vectors z has, in nats; minus infinity where it has others."""
+        """log p(k) of the codes k whose vectors make up z, in nats; minus infinity if z has any other vector."""
         if self._validate_args:
             self._validate_sample(value)
         distance, k = self.codebook.distances(_vectors_last(value, self.event_shape)).min(-1)
@@ -154,17 +154,17 @@ def _vectors_last(z: Tensor, event_shape: torch.Size) -> Tensor:
 
 @register
 class VectorQuantizer(IndependentConditional):
-    """q(z | x) of a VQ-VAE: all mass on the code vectors nearest to what a network encodes x as.
+    """q(z | x) of a VQ-VAE: all mass on the code vectors nearest to the network's encoding of x.
 
     Args:
-        event_shape: of z, ``(D, *places)``, such as ``(D, H, W)`` for a grid.
+        event_shape: shape of z, ``(D, *places)``, such as ``(D, H, W)`` for a grid.
         network: maps x to encodings ``(B, 1, D, *places)``, or flat.
-        codebook: of vectors of D features, shared with the prior.
+        codebook: a codebook of vectors of D features, shared with the prior.
         commitment: beta, the weight of the commitment loss in the gradient, in nats per squared distance.
         given_shape: shape of x, for a network without an `in_shape`.
 
     Raises:
-        TypeError: there is no network, or ``codebook`` is no `networks.Codebook`.
+        TypeError: there is no network, or ``codebook`` is not a `networks.Codebook`.
         ValueError: the first dimension of ``event_shape`` is not the D of the codebook.
 
     >>> import torch, dgm_pyro as dgm
@@ -185,7 +185,7 @@ class VectorQuantizer(IndependentConditional):
     ):
         check_type(codebook, Codebook, "codebook", "a dgm.networks.Codebook")
         if network is None:
-            raise TypeError("network is None, but the encodings of x come from it: pass a network")
+            raise TypeError("network is None, but a network must encode x: pass one")
         super().__init__(event_shape, 1, network, given_shape=given_shape)
         if self.event_shape[:1] != (codebook.num_features,):
             raise ValueError(
@@ -203,7 +203,7 @@ class VectorQuantizer(IndependentConditional):
 
 
 class PointMass(dist.Delta):
-    """The distribution that `VectorQuantizer` returns: mass 1 at z; log q has the gradient of the commitment loss."""
+    """The distribution of `VectorQuantizer`: mass 1 at z, and a log q with the gradient of the commitment loss."""
 
 
 @register_kl(PointMass, EmbeddedDistribution)

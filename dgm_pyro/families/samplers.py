@@ -1,9 +1,9 @@
-r"""Samplers: how a diffusion goes from x_t at one time to x_s at the next, less noisy one.
+r"""Samplers: the step of a diffusion from x_t at one time to x_s at the next, less noisy time.
 
-A sampler is a callable ``(x, t, s, denoise, carried) -> (x_s, carried)``. The noise level of a `Time` is
-:math:`\alpha, \sigma`; ``denoise(x, t)`` predicts x_0, at the cost of one network call; ``carried`` is a
-value that a sampler keeps for the next step, None at the first. With :math:`\hat x_0` from the denoiser, the noise in
-x_t is :math:`\hat\epsilon = (x_t - \alpha_t \hat x_0) / \sigma_t`, and with the ratio of the signal-to-noise ratios,
+A sampler is a callable ``(x, t, s, denoise, carried) -> (x_s, carried)``. A `Time` has the noise level
+:math:`\alpha, \sigma`; ``denoise(x, t)`` predicts x_0 by one network call; ``carried`` is a value that the sampler
+keeps for its next step, None at the first step. With :math:`\hat x_0` from the denoiser, the noise in x_t is
+:math:`\hat\epsilon = (x_t - \alpha_t \hat x_0) / \sigma_t`, and with the ratio of the signal-to-noise ratios,
 
 .. math::
     r = \frac{\alpha_t / \sigma_t}{\alpha_s / \sigma_s} \in (0, 1), \qquad
@@ -12,8 +12,8 @@ x_t is :math:`\hat\epsilon = (x_t - \alpha_t \hat x_0) / \sigma_t`, and with the
 The deterministic samplers follow the probability-flow ODE (Song et al. 2021b). In :math:`y = x / \alpha` and
 :math:`\tau = \log(\sigma / \alpha)` it is :math:`dy / d\tau = y - \hat x_0(\alpha y)`.
 
-Every chain ends the same way: the denoiser's prediction at the last time is p(x_0 | x): a draw if the sampler
-``draws_last``, else the mean.
+Every chain ends in p(x_0 | x), the denoiser's prediction at the last time: in a draw if the sampler ``draws_last``,
+else in the mean.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Ancestral:
-    """Draw from the model's own p(x_s | x_t), which knows how far off x_0_hat may be (Bao et al. 2022)."""
+    """Draw from the model's own p(x_s | x_t), which includes the variance of x_0 around x_0_hat (Bao et al. 2022)."""
 
     draws_last = True
 
@@ -81,13 +81,16 @@ class Ancestral:
 
 @dataclass(frozen=True)
 class DDIM:
-    """Part of the noise in x_t is kept, and part is new: all is kept at eta = 0, and as much is new as in q at eta = 1.
+    """Keep part of the noise in x_t and replace the rest: eta = 0 keeps all of it, eta = 1 replaces as much as q does.
 
-    At eta = 0 it is the first-order solver of the probability-flow ODE. At eta = 1 it is the ancestral sampler of Ho et
-    al. 2020, which takes x_0_hat for certain; `Ancestral` does not.
+    At eta = 0 this is the first-order solver of the probability-flow ODE. At eta = 1 it is the ancestral sampler of Ho
+    et al. 2020, which treats x_0_hat as exact; `Ancestral` adds its variance.
 
     Args:
-        eta: in [0, 1].
+        eta: share of new noise, in [0, 1].
+
+    Raises:
+        ValueError: ``eta`` lies outside of [0, 1].
 
     Source: Song et al. 2021 (arXiv 2010.02502), equations 12 and 16.
     """
@@ -107,7 +110,7 @@ class DDIM:
 
 @dataclass(frozen=True)
 class DPMSolver:
-    """DPM-Solver++(2M): x_0_hat is extrapolated from the last two steps. Second order, one network call per step.
+    """DPM-Solver++(2M): extrapolates x_0_hat from the last two steps. Second order, one network call per step.
 
     Source: Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
     """
@@ -153,8 +156,8 @@ def sampler_named(sampler: str | Sampler) -> Sampler:
     """The sampler of a name, or the callable itself.
 
     Raises:
-        ValueError: there is none of that name.
-        TypeError: it is neither a name nor a callable.
+        ValueError: there is no sampler of that name.
+        TypeError: ``sampler`` is neither a name nor a callable.
 
     >>> sampler_named("ddim")
     DDIM(eta=0.0)
@@ -171,7 +174,7 @@ def sampler_named(sampler: str | Sampler) -> Sampler:
 
 
 def run_sampler(sampler: Sampler, x: Tensor, times: Sequence[Time], denoise: Denoise) -> Tensor:
-    """x at the first time, taken through all the times to the last."""
+    """Run x from the first of ``times`` through all of them to the last; ``(*batch, *event_shape)``."""
     carried = None
     for t, s in itertools.pairwise(times):
         x, carried = sampler(x, t, s, denoise, carried)
@@ -181,32 +184,32 @@ def run_sampler(sampler: Sampler, x: Tensor, times: Sequence[Time], denoise: Den
 # -- which times -------------------------------------------------------------------------------------------------------
 
 Spacing = Callable[[int, Tensor], Tensor]
-"""``spacing(num_steps, noise)``: where to take the steps, falling from ``len(noise) - 1`` to 0.
+"""``spacing(num_steps, noise)``: the places of the steps, falling from ``len(noise) - 1`` to 0.
 
-``noise`` is log(sigma / alpha) at evenly spread times, rising; places between its entries are meant linearly. One step
-is at the first place, the noisiest.
+``noise`` is log(sigma / alpha) at evenly spaced times, rising; a place between two entries interpolates them linearly.
+A single step is at the noisiest place.
 """
 
 KARRAS_RHO = 7.0
 
 
 def uniform(num_steps: int, noise: Tensor) -> Tensor:
-    """Evenly spread over time."""
+    """Evenly spaced in time."""
     return torch.linspace(len(noise) - 1, 0, num_steps, dtype=noise.dtype, device=noise.device)
 
 
 def quadratic(num_steps: int, noise: Tensor) -> Tensor:
-    """Even in the root of time, and so denser where there is little noise (Song et al. 2021, appendix D.2)."""
+    """Evenly spaced in the square root of time, so denser at little noise (Song et al. 2021, appendix D.2)."""
     return uniform(num_steps, noise) ** 2 / max(1, len(noise) - 1)
 
 
 def karras(num_steps: int, noise: Tensor) -> Tensor:
-    """Even in (sigma / alpha)^(1/7), and so densest where there is little noise (Karras et al. 2022, equation 5)."""
+    """Evenly spaced in (sigma / alpha)^(1/7), so densest at little noise (Karras et al. 2022, equation 5)."""
     if len(noise) == 1:
         return uniform(num_steps, noise)
     ends = (noise[[-1, 0]] / KARRAS_RHO).exp()
     wanted = KARRAS_RHO * torch.lerp(ends[0], ends[1], 1 - uniform(num_steps, noise[:2])).log()
-    # To the last bit, so that their places are; where there is one step, it is the noisiest.
+    # The ends are exact to the last bit, so their places are too; a single step is the noisiest.
     wanted[-1], wanted[0] = noise[0], noise[-1]
     above = torch.searchsorted(noise, wanted).clamp(1, len(noise) - 1)
     below = above - 1
@@ -220,8 +223,8 @@ def spacing_named(spacing: str | Spacing) -> Spacing:
     """The spacing of a name, or the callable itself.
 
     Raises:
-        ValueError: there is none of that name.
-        TypeError: it is neither a name nor a callable.
+        ValueError: there is no spacing of that name.
+        TypeError: ``spacing`` is neither a name nor a callable.
     """
     if isinstance(spacing, str):
         if spacing not in SPACINGS:

@@ -1,15 +1,15 @@
-r"""Standardization: a program of data of scale 1 as a program of data in the user's units.
+r"""Standardization: a program of standardized data as a program of data in the user's units.
 
-Networks and densities start from scale 1 around 0. With :math:`u = (x - a) / b` and a density p(u) of such numbers, the
+Networks and densities start at scale 1 around 0. With :math:`u = (x - a) / b` and a density p(u) at that scale, the
 density of x is
 
 .. math::
     \log p(x) = \log p(u) - \sum_i \log b_i,
 
-so that evidence, scores and samples are in the units of x, and programs of different units can be compared.
+so evidence, scores and samples are in the units of x, and programs with different standardizations can be compared.
 
-What the program within conditions on may have units of its own: ``given_shift`` and ``given_scale`` standardize a
-``given`` of reals. As nothing is a density of it, there is no Jacobian.
+A real ``given`` may have units of its own: ``given_shift`` and ``given_scale`` standardize it. No density is one of
+``given``, so there is no Jacobian.
 """
 
 from __future__ import annotations
@@ -48,16 +48,17 @@ Numbers = Tensor | float | Sequence[float]
 
 @register
 class Standardized(Program):
-    """A program of u = (x - shift) / scale as a program of x: any program of reals, with a density in the units of x.
+    """A program of u = (x - shift) / scale as a program of x, whose density is in the units of x.
 
-    Latents, codes and the sites of an unrolled chain stay those of the program within; x alone is in other units.
-    Data of float64 may be far from zero: they are shifted in their own precision. Data of float32 hold seven digits,
-    so that at 1e6 they are multiples of 1/16 already.
+    Latents, codes and the sites of an unrolled chain are those of the program within; only x changes its units.
+    Data in float64 may be far from zero, because they are shifted in their own precision. Data in float32 have seven
+    digits: at 1e6 they are already multiples of 1/16.
 
     Args:
         program: p(u), or p(u | given).
-        shift, scale: of x, broadcast to its event_shape; both None where only ``given`` is standardized.
-        given_shift, given_scale: of ``given``, likewise.
+        shift, scale: shift and scale of x, broadcast to its event_shape; both None where only ``given`` is
+            standardized.
+        given_shift, given_scale: shift and scale of ``given``, broadcast to its given_shape.
 
     Raises:
         ValueError, TypeError: the program has no density on reals, or shapes do not fit.
@@ -91,14 +92,14 @@ class Standardized(Program):
         self.given_units = None
         if self.units is not None and program.measure != "density":
             raise TypeError(
-                f"program must have a density on reals, but this {type(program).__name__} is a mass: integers have no "
-                "other units. Leave out shift and scale"
+                f"program must have a density on reals, but this {type(program).__name__} is a mass, and integers have "
+                "no other units: leave out shift and scale"
             )
         if given_shift is not None or given_scale is not None:
             read = program.given_shape
             if read is None or is_pair(read) or program.num_classes is not None:
                 raise ValueError(
-                    f"given_shift and given_scale are of one given of reals, but this {type(program).__name__} has "
+                    f"given_shift and given_scale need a single real given, but this {type(program).__name__} has "
                     f"given_shape {read} and num_classes {program.num_classes}: leave them out"
                 )
             self.given_units = _standardize_layer("given_", given_shift, given_scale, read, "the program's given_shape")
@@ -115,7 +116,7 @@ class Standardized(Program):
         return u if self.units is None else in_units(u, self.units.shift, self.units.scale)
 
     def log_volume(self, mask: Tensor | None = None) -> Tensor | float:
-        """log |dx / du| in nats; of the features that are True in ``mask``, ``(B, *event_shape)``, if there is one."""
+        """log |dx / du| in nats; with a ``mask``, ``(B, *event_shape)``, that of its True features alone, ``(B,)``."""
         if self.units is None:
             return 0.0
         logs = self.units.scale.log().expand(self.event_shape)
@@ -162,13 +163,13 @@ class Standardized(Program):
 
     @torch.no_grad()
     def sample(self, num_samples: int = 1, given: Any = None, **options: Any) -> Tensor:
-        """Draw x, in its units; further options go to the program's own `sample`."""
+        """Draw x in its units, ``(num_samples, *event_shape)``; further options go to the program's own `sample`."""
         with alone():
             given = self.check_draws(num_samples, given)
             return self.in_units(self.program.sample(num_samples, self.standard_given(given), **options))
 
     def ode_log_prob(self, x: Tensor, given: Any = None, **options: Any) -> Tensor:
-        """`ContinuousDiffusion.ode_log_prob` of the program within, in the units of x."""
+        """`ContinuousDiffusion.ode_log_prob` of the program within, in nats, with x in its units."""
         self.check(x, given)
         program: Any = self.program
         log_prob: Tensor = program.ode_log_prob(self.standard(x), self.standard_given(given), **options)
@@ -213,15 +214,15 @@ class Standardized(Program):
 
 
 def core_of(program: Program) -> Program:
-    """The program whose units were changed; any other itself."""
+    """The program within a `Standardized`; any other program itself."""
     return core_of(program.program) if isinstance(program, Standardized) else program
 
 
 class _InUnits(Messenger):
-    """Makes the site ``name`` of u one of x; the statements around it go on with u.
+    """Turns the site ``name`` of u into a site of x; the statements around it still get u.
 
     Args:
-        features: the sites that state single features, with their flat indices; then the one of x is deterministic.
+        features: flat index of each feature with a site of its own, by site; the site of x is then deterministic.
     """
 
     def __init__(self, name: str, to_units: _ToUnits, features: dict[str, int]):
@@ -249,8 +250,8 @@ class _ToUnits(CachedTransform):
     """u to x = shift + scale * u.
 
     Args:
-        shift, scale: of x, of its shape.
-        dims: how many dimensions of that are of one event; 0 for a distribution of single features.
+        shift, scale: shift and scale of x, of its shape.
+        dims: number of event dimensions; 0 for a distribution of single features.
     """
 
     def __init__(self, shift: Tensor, scale: Tensor, dims: int):
@@ -261,7 +262,7 @@ class _ToUnits(CachedTransform):
         return _ToUnits(self.shift.flatten()[i], self.scale.flatten()[i], 0)
 
     def of_features(self) -> _ToUnits:
-        """By this, `features_of` knows that the features stay independent, and a formula that only units change."""
+        """The same map for single features. `features_of` and `formula` look for it: the features stay independent."""
         return _ToUnits(self.shift, self.scale, 0)
 
     def follow(self, support: constraints.Constraint | None) -> None:
@@ -302,7 +303,7 @@ def moved(support: constraints.Constraint, to_units: Callable[[Any], Tensor]) ->
 def _standardize_layer(
     prefix: str, shift: Numbers | None, scale: Numbers | None, shape: Shape, owner: str
 ) -> Standardize | None:
-    """The layer of these arguments, whose names start with ``prefix``; None where there are none."""
+    """The layer of the arguments whose names start with ``prefix``; None where they are None."""
     if shift is None and scale is None:
         return None
     if shift is None or scale is None:

@@ -1,6 +1,6 @@
-"""The parts of a `Flow` as transforms of torch: bijections at a is given, and transforms of Pyro.
+"""The parts of a `Flow` as transforms of torch: bijections at one ``given``, and transforms of Pyro.
 
-A transform caches its last pair of z and x: a density after a sample costs no inverse.
+A transform caches its last pair of z and x, so a density after a sample needs no inverse.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Given(NamedTuple):
 
 
 class CachedTransform(Transform):
-    """A transform that remembers its last pair of z and x, with the log-determinant between them.
+    """A transform that caches its last pair of z and x, with the log-determinant between them.
 
     Subclasses give `forward`, z to x and log|det dx/dz|, and `inverse`, x to z and log|det dz/dx|.
     """
@@ -79,7 +79,7 @@ class CachedTransform(Transform):
         self._with_gradient = torch.is_grad_enabled()
 
     def _may_reuse_pair(self) -> bool:
-        # What `sample` remembered carries no gradient: a score-function estimator that reused it would be zero.
+        # A pair cached by `sample` carries no gradient: a score-function estimator that reused it would be zero.
         return self._with_gradient or not torch.is_grad_enabled()
 
 
@@ -122,11 +122,11 @@ class BijectionTransform(CachedTransform):
 
 
 class PyroTransform(CachedTransform):
-    """One of Pyro's transforms, which itself remembers nothing: each call goes to a fresh twin.
+    """One of Pyro's transforms, without its own cache: each call uses a fresh copy.
 
     Args:
         transform: the transform.
-        batch: of the ``given`` that it was conditioned on; some of Pyro's do not broadcast by themselves.
+        batch: batch shape of the ``given`` that it was conditioned on; some of Pyro's transforms do not broadcast.
     """
 
     def __init__(self, transform: Transform, batch: Sequence[int] = ()):
@@ -177,7 +177,7 @@ def line_of(constraint: constraints.Constraint) -> str | None:
 
 
 def modules_of(part: Any) -> Iterator[nn.Module]:
-    """The modules of a transform; those wrapped by torch's inverse and composition would else go unregistered."""
+    """The modules of a transform, including those within torch's inverse and composition, to be registered."""
     if isinstance(part, nn.Module):
         yield part
     elif isinstance(part, _InverseTransform):
@@ -188,7 +188,7 @@ def modules_of(part: Any) -> Iterator[nn.Module]:
 
 
 def loose_tensors(part: Any) -> Iterator[tuple[Any, str]]:
-    """The tensors among the attributes of a transform that is no module, and of those that it wraps."""
+    """The tensor attributes, with their owners, of a transform that is no module and of transforms within it."""
     if isinstance(part, nn.Module):
         return
     if isinstance(part, _InverseTransform):
@@ -231,7 +231,7 @@ def fresh_twin(transform: Any) -> Any:
 
 def require_invertible(part: Transform | dist.ConditionalTransform, shape: torch.Size, owner: str) -> None:
     message = (
-        f"{owner} has no inverse, so a flow with it could not score data: use networks.Coupling or "
+        f"{owner} has no inverse, so the flow could not score data: use networks.Coupling or "
         "networks.MaskedAutoregressive with networks.Affine or networks.RationalQuadraticSpline, or Pyro's "
         "AffineCoupling, AffineAutoregressive, SplineCoupling or Spline"
     )
@@ -267,7 +267,7 @@ def require_invertible(part: Transform | dist.ConditionalTransform, shape: torch
 
 def _untrained_message(owner: str) -> str:
     return (
-        f"{owner} has parameters that no module of the flow holds, so that they would not be trained: make it a "
+        f"{owner} has parameters that no module of the flow holds, so they would not be trained: make it a "
         "TransformModule that holds them, as docs/flows.md shows for the transforms of zuko"
     )
 

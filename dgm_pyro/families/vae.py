@@ -4,8 +4,8 @@ r"""Variational autoencoders: p(x) as an integral over a latent z.
     p(x) = \int p(x \mid z)\, p(z)\, dz, \qquad
     \log p(x) \ge E_{q(z \mid x)}[\log p(x \mid z)] - KL(q(z \mid x) \,\|\, p(z))
 
-The three parts are programs, so the named variants of the literature are compositions: a flow, autoregressive or
-diffusion prior, a hierarchy (the prior is a VAE), PixelVAE (the likelihood is autoregressive), flow posteriors.
+The three parts are programs, so named variants of the literature are compositions: a flow, autoregressive or
+diffusion prior; a hierarchy (the prior is a VAE); PixelVAE (the likelihood is autoregressive); flow posteriors.
 
 A hierarchy p(z2) p(z | z2) p(x | z) has two kinds of guide. *Bottom-up*, q(z | x) q(z2 | z): the encoder states z, and
 the prior, a VAE itself, states z2 by its own encoder. *Top-down*, q(z2 | x) q(z | z2, x): the encoder states both, as
@@ -47,14 +47,15 @@ __all__ = ["VAE"]
 class VAE(Program):
     """p(z) p(x | z), and q(z | x).
 
-    Any part may also be conditional on the VAE's own ``given`` (a class label y, say): the prior if it is conditional,
-    the likelihood and the encoder if their ``given_shape`` is a pair, ``(z, y)`` and ``(x, y)``.
+    Any part may also be conditional on the VAE's own ``given``, such as a class label y: the prior if it is
+    conditional, the likelihood and the encoder if their ``given_shape`` is a pair, ``(z, y)`` and ``(x, y)``.
 
     Args:
         prior: p(z), any program.
         likelihood: p(x | z), any program conditional on z.
-        encoder: q(z | x), any program conditional on x. It has no latents, or exactly those of the prior, which it then
-            states in the prior's stead (`guides.TopDown`). None for a prior whose latents such an encoder states.
+        encoder: q(z | x), any program conditional on x. Its latents are none, or exactly those of the prior, which it
+            then states instead of the prior's own guide (`guides.TopDown`). None for a prior whose latents such an
+            encoder states.
         latent_name: the name of z; two levels of a hierarchy need two names.
 
     Raises:
@@ -90,8 +91,8 @@ class VAE(Program):
             stated, needed = encoder.latents(latent_name), prior.latents(latent_name)
             if stated is None or needed is None or sorted(stated) != sorted(needed):
                 raise ValueError(
-                    f"the encoder has latents of its own, {stated}, but the prior has {needed}: an encoder has none, "
-                    "or exactly those of the prior, as guides.TopDown"
+                    f"the encoder has latents of its own, {stated}, but the prior has {needed}: use an encoder without "
+                    "latents, or one with exactly those of the prior, such as guides.TopDown"
                 )
         elif encoder is not None and isinstance(prior, VAE) and not prior.guided:
             raise ValueError(
@@ -130,7 +131,10 @@ class VAE(Program):
             if part is not None and part.num_classes is not None and (role == "prior" or is_pair(part.given_shape))
         }
         if len(set(parts.values())) > 1:
-            raise ValueError(f"num_classes differs between the parts of this VAE, {parts}: all read the same label")
+            raise ValueError(
+                f"num_classes differs between the parts of this VAE, {parts}, but all read the same label: build them "
+                "for one number"
+            )
         return next(iter(parts.values()), None)
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
@@ -139,7 +143,7 @@ class VAE(Program):
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
         if self.encoder is None:
-            raise NoGuideError("this VAE has no encoder, so it has no guide of its own: build it with one")
+            raise NoGuideError("this VAE has no encoder, so it has no guide: build it with an encoder")
         z = self.encoder.joint(self.latent_name, given=_joined_with_given(value, given, self.encoder))
         if not self.top_down:
             self.prior.posterior(self.latent_name, z, given if self.prior.conditional else None)
@@ -147,7 +151,7 @@ class VAE(Program):
 
     @property
     def guided(self) -> bool:
-        """Whether every level has an encoder: then `posterior` states all latents."""
+        """Whether every level has an encoder, so that `posterior` states all latents."""
         return self.encoder is not None and (self.top_down or not isinstance(self.prior, VAE) or self.prior.guided)
 
     def latents(self, name: str) -> tuple[str, ...] | None:
@@ -184,7 +188,7 @@ class VAE(Program):
         return torch.stack(means).mean(0)
 
     def _decode(self, z: Tensor, given: Any, site: str, draw: bool) -> Tensor:
-        """E_p[x | z], or a draw of x. Levels between are drawn with it, or where they are discrete."""
+        """E_p[x | z], or a draw of x. The levels between are drawn with x, and also where they are discrete."""
         if site != self.latent_name:
             above = given if self.prior.conditional else None
             z = self.prior.decode(z, above, site=site, draw=draw or self.prior.levels is not None)
@@ -195,7 +199,7 @@ class VAE(Program):
         return self.likelihood.sample(len(z), seen)
 
     def unroll(self) -> VAE:
-        """Unrolls the chains among the latents and in the likelihood; z itself stays one site, as in the encoder."""
+        """The same program with the chains in its parts unrolled; z itself stays one site, as in the encoder."""
         return self._with_chains("unroll")
 
     def unroll_latents(self) -> VAE:
@@ -208,7 +212,7 @@ class VAE(Program):
 
 
 def _closed_form_mean(distribution: Any) -> Tensor | None:
-    """The mean in closed form, of classes that of their one-hot code; None if there is none."""
+    """The mean in closed form, for classes the mean of the one-hot code; None if there is none."""
     with contextlib.suppress(ValueError):
         feature = features_of(distribution)
         if isinstance(feature, Categorical):

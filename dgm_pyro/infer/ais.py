@@ -1,16 +1,16 @@
-r"""Annealed importance sampling: log p(x) by a path of densities from one that can be sampled to the posterior.
+r"""Annealed importance sampling: log p(x) by a path of densities from a tractable one to the posterior.
 
 .. math::
     f_\beta(z) = f_0(z)^{1 - \beta}\, p(x, z)^{\beta}, \qquad 0 = \beta_0 < \beta_1 < \dots < \beta_T = 1
 
-with :math:`f_0` the prior p(z) or the guide q(z | x). A chain starts at :math:`z_0 \sim f_0`, and for t = 1 .. T first
-collects :math:`f_{\beta_t}(z_{t-1}) / f_{\beta_{t-1}}(z_{t-1})` into its weight w, then moves by a transition that
-leaves :math:`f_{\beta_t}` invariant (here Hamiltonian Monte Carlo). Then E[w] = p(x) exactly, however badly the chain
-mixes. The log of the mean of K weights is on average below log p(x).
+with :math:`f_0` the prior p(z) or the guide q(z | x). A chain starts at :math:`z_0 \sim f_0`. For t = 1 .. T it first
+multiplies its weight w by :math:`f_{\beta_t}(z_{t-1}) / f_{\beta_{t-1}}(z_{t-1})`, then moves by a transition that
+leaves :math:`f_{\beta_t}` invariant (here Hamiltonian Monte Carlo). Then E[w] = p(x) exactly, even if the chain mixes
+badly. The log of the mean of K weights is on average below log p(x).
 
-Run backwards from an exact posterior sample the weights have the mean 1 / p(x), and bound log p(x) from above. Such a
-sample is at hand for data that the program itself has made: z, x ~ p(z, x). The two bounds together are bidirectional
-Monte Carlo; they say how far the estimate is off.
+If the chain runs backwards from an exact posterior sample, the weights have the mean 1 / p(x) and bound log p(x) from
+above. Such a sample is known for data that the program itself simulates: z, x ~ p(z, x). The two bounds together are
+bidirectional Monte Carlo. Their distance bounds the error of the estimate.
 
 The path is valid only if no transition depends on the chain's own past. Step sizes are therefore adapted in a
 preliminary run, on separate chains, and then fixed.
@@ -57,9 +57,9 @@ ADAPTATION_RATE = 0.2
 
 @dataclass(frozen=True)
 class HMC:
-    """One Hamiltonian trajectory and a Metropolis test, for every chain of every datum at once.
+    """One Hamiltonian trajectory and a Metropolis test, for all chains of all data at once.
 
-    Step sizes are jittered by up to a fifth: no trajectory is a period of the dynamics.
+    Step sizes are jittered by up to a fifth, so that no trajectory is a full period of the dynamics.
 
     Attributes:
         num_leapfrog: steps per trajectory; each costs one gradient.
@@ -87,7 +87,7 @@ class HMC:
             after, gradient = _with_gradient(density, place)
             momentum = momentum + size / 2 * gradient
         energy = after - before - 0.5 * (momentum**2 - start**2).sum(-1)
-        # A trajectory that left the finite numbers is rejected.
+        # A trajectory with non-finite values is rejected.
         probability = torch.where(energy.isfinite(), energy.clamp(max=0).exp(), torch.zeros_like(energy))
         accepted = level < probability
         return torch.where(accepted.unsqueeze(-1), place, u), probability
@@ -103,15 +103,14 @@ def _with_gradient(density: Density, u: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Annealed(Draws):
-    """The result of `ais`. Of a `Posterior`, a single datum, nothing has the dimension B.
+    """The result of `ais`. For a `Posterior`, which is a single datum, the dimension B is left out.
 
     Attributes:
         log_evidence: log-mean-exp of the weights over the chains, in nats, ``(B,)``: on average below log p(x).
-        log_weights: of each chain, ``(K, B)``; the mean of their exponentials is p(x) without bias.
+        log_weights: log weight of each chain in nats, ``(K, B)``; the mean weight is an unbiased estimate of p(x).
         acceptance: mean acceptance probability of the moves, ``(B,)``.
-        latents: where the chains ended, site by site, ``(K, B, *site_shape)``; weighted by log_weights, draws from
-            the posterior.
-        posterior: of which they are; None for a `Program`.
+        latents: the ends of the chains, by site, ``(K, B, *site_shape)``; with log_weights, draws from the posterior.
+        posterior: the `Posterior` that was sampled; None for a `Program`.
     """
 
     log_evidence: Tensor
@@ -130,7 +129,7 @@ class Sandwich:
     """The result of `bidirectional`: on average, lower <= log p(x) <= upper.
 
     Attributes:
-        x: data that the program made, ``(B, *event_shape)``; of a `Posterior`, by the name of the observed site.
+        x: the simulated data, ``(B, *event_shape)``; for a `Posterior`, by observed site.
         lower, upper: bounds on log p(x) in nats, ``(B,)``.
         acceptance: mean acceptance probability of the moves, ``(B,)``.
     """
@@ -157,10 +156,10 @@ def ais(
     seed: int = 0,
     progress: bool = False,
 ) -> Annealed:
-    """Estimate log p(x | given) by annealed importance sampling, all chains of all data at once.
+    """Estimate log p(x | given) by annealed importance sampling, with all chains of all data at once.
 
-    Costs about ``1.25 * num_temperatures * (num_leapfrog + 2)`` gradients of log p(x, z) on ``num_chains * B`` rows; a
-    fifth of them are the preliminary run.
+    The cost is about ``1.25 * num_temperatures * (num_leapfrog + 2)`` gradients of log p(x, z) on ``num_chains * B``
+    rows, a fifth of them in the preliminary run.
 
     Args:
         program: a `Posterior`; or a `Program` with continuous latents, log p(x, z) differentiable in them, whose
@@ -170,19 +169,21 @@ def ais(
         num_chains: K, independent chains per datum.
         num_temperatures: T. The bound tightens as it grows.
         num_leapfrog: steps of each Hamiltonian trajectory.
-        initial: start from the "prior", or from the "guide", which shortens the path where the guide is good and
-            never leaves the guide's support. With a `Posterior`, pass the fitted guide itself, of `dgm.guides.auto` or
-            another `AutoContinuous`: it serves an improper prior too.
+        initial: start of the path: "prior"; or "guide", which shortens the path where the guide is good, and which
+            cannot leave the guide's support. For a `Posterior`, pass the fitted guide itself, from `dgm.guides.auto` or
+            another `AutoContinuous`; it works for an improper prior too.
         temperature_schedule: "sigmoid" (slow at both ends; Grosse et al. 2015, section 5) or "linear" temperatures.
-        transition: moves u with step sizes and leaves a density invariant, as `HMC` does, the default.
-        target_acceptance: what the preliminary run adapts the step sizes to, one for each datum and temperature.
+        transition: a function like `HMC`, the default, that moves u with step sizes and leaves a density invariant.
+        target_acceptance: acceptance to which the preliminary run adapts the step sizes, one for each datum and
+            temperature.
         observed: further observed sites, such as ``{"y": labels}`` of a `Labeled`.
-        seed: of noise of each datum's own (`noise.per_datum`): its bound does not depend on the others. A transition
-            of your own keeps that if it draws inside `noise.drawing`. The global random state is left as it was.
+        seed: seed of the noise, which belongs to each datum (`noise.per_datum`), so a bound does not depend on the
+            other data. Your own transition keeps this property if it draws inside `noise.drawing`. The global random
+            state does not change.
         progress: whether to show bars.
 
     Raises:
-        ValueError: a latent is discrete, x has no chance under the initial draws, or an argument does not fit.
+        ValueError: a latent is discrete, x has density 0 at the initial draws, or an argument does not fit.
 
     >>> import torch, dgm_pyro as dgm
     >>> vae = dgm.VAE(
@@ -215,7 +216,7 @@ def annealing(
     observed: Mapping[str, Tensor],
     seed: int,
 ) -> Iterator[AnnealingPath]:
-    """The path to the posterior, and inside the context what it needs: evaluation mode, and noise of each datum's own.
+    """The path to the posterior, in a context with evaluation mode and with noise that belongs to each datum.
 
     Raises:
         ValueError: log p(x) is exact, or as for `ais`.
@@ -246,18 +247,18 @@ def bidirectional(
     seed: int = 0,
     progress: bool = False,
 ) -> Sandwich:
-    """Sandwich log p(x) between annealing there and back, on data that the program makes.
+    """Bound log p(x) from both sides, by forward and reverse annealing on data that the program simulates.
 
-    The data come with the latents that made them, which are exact posterior samples: the reverse chains start there.
-    Costs twice what `ais` does.
+    The latents of the simulated data are exact posterior samples, in which the reverse chains start. The cost is twice
+    that of `ais`.
 
     Args:
-        program, given, ...: as in `ais`; ``given`` has ``num_data`` rows, or one for all. Of a `Posterior`, the model
-            makes other values for what it observes.
-        num_data: how many data to simulate; of a `Posterior`, how many data sets, one after the other.
+        program, given, ...: as for `ais`; ``given`` has ``num_data`` rows, or one for all. For a `Posterior`, the model
+            simulates new values of its observed sites.
+        num_data: number of data to simulate; for a `Posterior`, the number of data sets, in turn.
 
     Raises:
-        ValueError: as `ais`.
+        ValueError: as for `ais`.
 
     >>> import torch, dgm_pyro as dgm
     >>> vae = dgm.VAE(
@@ -304,7 +305,7 @@ def bidirectional(
 def _check_annealing(transition: Any, target_acceptance: Any) -> None:
     check_number(target_acceptance, "target_acceptance", above=0, at_most=1)
     if transition is not None and not callable(transition):
-        raise TypeError(f"transition must be callable, as infer.HMC() is, or None, got {type(transition).__name__}")
+        raise TypeError(f"transition must be callable, such as infer.HMC(), or None, got {type(transition).__name__}")
 
 
 def temperatures(num_temperatures: int, temperature_schedule: str = "sigmoid") -> Tensor:
@@ -319,9 +320,9 @@ def temperatures(num_temperatures: int, temperature_schedule: str = "sigmoid") -
 
 
 class AnnealingPath:
-    """Densities f_beta of u, ``(K, B, D)``, from one that can be sampled at beta = 0 to another at beta = 1.
+    """Densities f_beta of u, ``(K, B, D)``, from a tractable one at beta = 0 to another at beta = 1.
 
-    Subclasses give ``batch`` = (K, B), `start`, `densities` and `latents`.
+    Subclasses define ``batch`` = (K, B), `start`, `densities` and `latents`.
     """
 
     batch: tuple[int, int]
@@ -335,11 +336,11 @@ class AnnealingPath:
         raise NotImplementedError
 
     def latents(self, u: Tensor) -> dict[str, Tensor]:
-        """The latents at u, site by site, ``(K, B, *site_shape)``."""
+        """The latents at u, by site, ``(K, B, *site_shape)``."""
         raise NotImplementedError
 
     def require_finite(self, u: Tensor, source: str, remedy: str) -> None:
-        """Raise a ValueError if the path cannot begin at ``u``, draws from ``source``."""
+        """Raise a ValueError if the path cannot start at ``u``, draws from ``source``."""
         if not bool(self.densities(u)[1].isfinite().all()):
             raise ValueError(
                 f"log p(x | latents) is not finite at draws from the {source}, so there is no path to the "
@@ -364,7 +365,7 @@ class AnnealingPath:
         progress: bool = False,
         reverse: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Chains from u along the path: their ends, log weights ``(K, B)``, mean acceptance ``(B,)``."""
+        """Run chains from u along the path: their ends, log weights ``(K, B)``, mean acceptance ``(B,)``."""
         order = range(len(betas) - 1, 0, -1) if reverse else range(1, len(betas))
         log_weights, acceptance = u.new_zeros(self.batch), u.new_zeros(self.batch[1])
         for t in tqdm(order, desc="anneal", unit="temperature", disable=not progress, leave=False):
@@ -378,9 +379,9 @@ class AnnealingPath:
         return u, log_weights, acceptance
 
     def adapt(self, betas: Tensor, transition: Transition, target_acceptance: float, progress: bool = False) -> Tensor:
-        """Step sizes for each temperature and datum, ``(T + 1, B)``, from chains that are then thrown away.
+        """Step sizes for each temperature and datum, ``(T + 1, B)``, from chains that are then discarded.
 
-        They walk a quarter of the temperatures, at least 20; in between, log step sizes are interpolated.
+        The chains visit a quarter of the temperatures, at least 20; in between, log step sizes are interpolated.
         """
         coarse = torch.linspace(0, len(betas) - 1, max(20, len(betas) // 4), dtype=torch.float64)
         u = self.start()
@@ -425,7 +426,7 @@ class ToPosterior(AnnealingPath):
         """u_0 ~ f_0, ``(K, B, D)``.
 
         Raises:
-            ValueError: x is impossible at such draws.
+            ValueError: x has density 0 at such draws.
         """
         trace = self._initial()
         latents = {name: trace.nodes[name]["value"] for name in latent_sites(trace)}

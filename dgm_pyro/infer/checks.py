@@ -1,18 +1,18 @@
-r"""Is the guide right? Simulation-based calibration, active units, and which latents have collapsed.
+r"""Checks of a guide: simulation-based calibration, active units, and posterior collapse.
 
 Draw z from the prior and x from the likelihood: then z is a draw from p(z | x). If q(z | x) is that posterior, the rank
-of every :math:`z_i` among L draws of q is uniform on 0 .. L. A histogram of the ranks shows how q errs: a U says that q
-is too narrow, a hump that it is too wide, a slope that it is shifted.
+of every :math:`z_i` among L draws of q is uniform on 0 .. L. The histogram of the ranks shows the error of q: a U means
+that q is too narrow, a hump that it is too wide, and a slope that it is shifted.
 
 A latent has *collapsed* if q(z_i | x) is the prior for every x: its KL is zero and its mean does not move with x. It is
 *active* if :math:`\mathrm{Var}_x\, E_q[z_i] > 0.01`.
 
-The ranks say three things. Their histogram is flat only if q is the posterior. The share of z within the central
-interval of q is its *coverage*. And if q is neither too high nor too low, ranks are symmetric about the middle, even
-where q is too narrow: the *VSBC* test asks for that alone, by the distance of the distribution of u, a rank as a share
-of L, from that of 1 - u.
+The ranks give three tests. Their histogram is flat only if q is the posterior. The share of z within the central
+interval of q is its *coverage*. And if q is neither too high nor too low, the ranks are symmetric about the middle,
+even where q is too narrow. The *VSBC* test checks this symmetry alone, by the distance between the distributions of u,
+a rank as a share of L, and of 1 - u.
 
-A `Posterior` has one data set, so each simulation is fitted anew, by a guide or by NUTS: that calibrates the method.
+A `Posterior` has one data set, so each simulation needs a new fit, by a guide or by NUTS. This calibrates the method.
 
 Sources: Talts et al. 2018 (arXiv 1804.06788); Yao et al. 2018 (Yes, but did it work?, arXiv 1802.02538), for VSBC;
 Butler 1969 (A test for symmetry using the sample distribution function), for its p-value; Burda et al. 2016 (arXiv
@@ -59,9 +59,9 @@ class Calibration(Result):
     """The result of `sbc`.
 
     Attributes:
-        ranks: by latent site, of every simulation and dimension, ``(N, D)``: integers 0 .. num_posterior_samples.
-        num_posterior_samples: L.
-        bins: of the histograms; it divides L + 1.
+        ranks: ranks in each simulation and dimension, by latent site, ``(N, D)``: integers 0 .. num_posterior_samples.
+        num_posterior_samples: L, the number of draws of q in each simulation.
+        bins: number of bins of the histograms, a divisor of L + 1.
     """
 
     ranks: dict[str, Tensor]
@@ -85,15 +85,15 @@ class Calibration(Result):
         return p_values
 
     def shares(self, site: str) -> Tensor:
-        """Ranks as shares of the draws, in the middle of their cells, between 0 and 1, ``(N, D)``."""
+        """Ranks as shares of the draws, between 0 and 1, at the middle of their cells, ``(N, D)``."""
         check_choice(site, self.ranks, "site")
         return (self.ranks[site].double() + 0.5) / (self.num_posterior_samples + 1)
 
     def symmetry_p_values(self, site: str) -> Tensor:
         """p-value of VSBC, a test that the ranks are symmetric, for each dimension, ``(D,)``.
 
-        Far ranks come first: the sums of their signs are a random walk, whose largest distance from 0 is that of the
-        two distribution functions.
+        With the ranks sorted by their distance from the middle, the largest first, the sums of their signs are a random
+        walk. Its largest distance from 0 is the distance of the two distribution functions.
         """
         check_choice(site, self.ranks, "site")
         offset = 2 * self.ranks[site] - self.num_posterior_samples
@@ -106,9 +106,9 @@ class Calibration(Result):
         return (1 - 4 / math.pi * terms.sum(0)).clamp(0, 1)
 
     def coverage(self, site: str, level: float = 0.9) -> Tensor:
-        """The share of simulations whose z is within the central interval of q of that mass, ``(D,)``.
+        """The share of simulations whose z lies in the central interval of q with mass ``level``, ``(D,)``.
 
-        An interval that ends between two ranks has a part of the next.
+        An interval that ends between two ranks includes a fraction of the next rank.
         """
         check_number(level, "level", above=0, at_most=1)
         half = (self.num_posterior_samples + 1) * (self.shares(site) - 0.5).abs() - 0.5
@@ -116,7 +116,7 @@ class Calibration(Result):
 
     @property
     def p_value(self) -> float:
-        """One p-value for all dimensions of all sites: the smallest times their number (Bonferroni)."""
+        """A p-value for all dimensions of all sites: the smallest times their number (Bonferroni)."""
         every = torch.cat([self.p_values(site) for site in self.ranks])
         return min(1.0, float(every.min()) * len(every))
 
@@ -159,21 +159,21 @@ def sbc(
     seed: int = 0,
     progress: bool = False,
 ) -> Calibration:
-    """Simulation-based calibration of the program's guide against its own model; of a `Posterior`, of a method.
+    """Simulation-based calibration of a program's guide against its own model, or of a method for a `Posterior`.
 
     Args:
-        program: with latents that the guide draws; left as it was. Or a `Posterior`, whose model simulates data from
-            its prior: each simulation is fitted, so 100 of them with ``bins=10`` are a start.
-        method: for a `Posterior`: a guide that `dgm.guides.auto` knows, by name or class; "nuts"; or a function of a
-            `Posterior` that returns its guide, fitted, or draws of u, ``(num_posterior_samples, D)``.
+        program: a program whose guide draws latents; it does not change. Or a `Posterior`, whose model simulates data
+            from its prior. Each simulation is then fitted, so start with 100 of them and ``bins=10``.
         given: ``(num_samples, *given_shape)`` for a conditional program, or one row for all.
-        num_samples: how many pairs (z, x) to simulate; every bin should expect 5 of them at least.
-        num_posterior_samples: L, draws of the guide to rank each true z among.
-        bins: must divide L + 1, for equal expected counts in all bins.
-        gradient_steps: of each fit of a guide to a `Posterior`.
-        jobs: how many processes fit the simulations of a `Posterior`. By default as `joblib.parallel_config` says, or
-            1: under its backend "dask" they run on that cluster.
-        seed: the global random state is left as it was.
+        method: for a `Posterior`: a guide that `dgm.guides.auto` knows, by name or class; "nuts"; or a function from a
+            `Posterior` to its fitted guide, or to draws of u, ``(num_posterior_samples, D)``.
+        num_samples: number of simulated pairs (z, x); every bin should expect at least 5 of them.
+        num_posterior_samples: L, draws of the guide among which each true z is ranked.
+        bins: number of bins, a divisor of L + 1, so that all bins have equal expected counts.
+        gradient_steps: gradient steps of each fit of a guide to a `Posterior`.
+        jobs: number of processes that fit the simulations of a `Posterior`. Default that of `joblib.parallel_config`,
+            or 1. With its backend "dask", the fits run on that cluster.
+        seed: seed of all draws; the global random state does not change.
         progress: whether to show a bar.
 
     Raises:
@@ -196,7 +196,7 @@ def sbc(
     if isinstance(program, Posterior):
         if given is not None:
             raise TypeError("given was passed, but a Posterior has its own arguments: leave it out")
-        return _of_fits(
+        return _ranks_of_fits(
             program, method, num_samples, num_posterior_samples, bins, gradient_steps, jobs, seed, progress
         )[0]
     check_program(program)
@@ -212,7 +212,7 @@ def sbc(
             total=len(cut) * num_posterior_samples, desc="rank", unit="draw", disable=not progress, leave=False
         ) as bar:
             parts = [
-                _guesses_below(program, rows_of(given, rows), size, num_posterior_samples, bar.update)
+                _draws_below(program, rows_of(given, rows), size, num_posterior_samples, bar.update)
                 for rows, size in cut
             ]
         below = {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}
@@ -222,7 +222,7 @@ def sbc(
     return Calibration(ranks, num_posterior_samples, bins)
 
 
-def _of_fits(
+def _ranks_of_fits(
     posterior: Posterior,
     method: Any,
     num_samples: int,
@@ -233,7 +233,7 @@ def _of_fits(
     seed: int,
     progress: bool,
 ) -> tuple[Calibration, dict[str, Units]]:
-    """The ranks of the latents and `pyro.deterministic` sites of simulations, and how far data move the latents."""
+    """The ranks of latents and `pyro.deterministic` sites in simulations, and the `Units` of the latents."""
     draw = _sampler_of_method(method, num_posterior_samples, gradient_steps)
     tasks = [(posterior, draw, num_posterior_samples, (seed + i) % 2**64) for i in range(num_samples)]
     pairs = run_fits(_fit_simulated, tasks, jobs, what="calibrate", unit="fit", progress=progress)
@@ -256,7 +256,7 @@ def _of_fits(
 def _fit_simulated(
     posterior: Posterior, draw: Callable[[Posterior, int], Any], num_posterior_samples: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """The u that has made data, ``(D,)``, and draws from their posterior, ``(L, D)``."""
+    """The u from which data were simulated, ``(D,)``, and draws from their posterior, ``(L, D)``."""
     simulated, _, truth = posterior.simulated(seed)
     u, wanted = draw(simulated, seed), (num_posterior_samples, posterior.D)
     if not isinstance(u, Tensor) or u.shape != wanted:
@@ -266,14 +266,14 @@ def _fit_simulated(
 
 
 def _with_ties_split(less: Tensor, equal: Tensor) -> Tensor:
-    """Ranks of a value above ``less`` draws: where it equals some, as of discrete latents, anywhere among these."""
+    """Ranks of a value above ``less`` draws and equal to ``equal`` draws, with such ties broken at random."""
     return less + (torch.rand(less.shape).to(less.device) * (equal + 1)).long()
 
 
 def _sampler_of_method(method: Any, num_samples: int, gradient_steps: int) -> Callable[[Posterior, int], Any]:
-    """What draws ``num_samples`` vectors u from a posterior, with a seed."""
+    """A function of a posterior and a seed that draws ``num_samples`` vectors u."""
     if isinstance(method, str) and method == "nuts":
-        # Every fourth draw of four chains: ranks are of draws that are as good as independent.
+        # Every fourth draw of four chains, because ranks need nearly independent draws.
         length = 4 * math.ceil(num_samples / 4)
 
         def by_nuts(posterior: Posterior, seed: int) -> Tensor:
@@ -281,11 +281,13 @@ def _sampler_of_method(method: Any, num_samples: int, gradient_steps: int) -> Ca
 
         return by_nuts
     if isinstance(method, AutoGuide):
-        raise TypeError("method is a guide of one data set, but each simulation has others: pass its name or its class")
+        raise TypeError(
+            "method is a guide for one data set, but each simulation has another: pass the guide's name or its class"
+        )
     if not is_choice(method) and not callable(method):
         raise TypeError(
-            "method must be a guide that dgm.guides.auto knows, 'nuts', or a function of a Posterior that returns a "
-            f"guide or draws of u, got {type(method).__name__}"
+            "method must be a guide that dgm.guides.auto knows, 'nuts', or a function from a Posterior to a guide or "
+            f"draws of u, got {type(method).__name__}"
         )
 
     def by_guide(posterior: Posterior, seed: int) -> Any:
@@ -305,15 +307,15 @@ def _sampler_of_method(method: Any, num_samples: int, gradient_steps: int) -> Ca
 
 
 def _parts_at_once(program: Program, total: int) -> list[tuple[slice, int]]:
-    """``total`` data in parts that go through the networks at once, and the size of each: memory is flat in them."""
+    """``total`` data in parts that go through the networks at once, and the size of each part, to limit memory."""
     most = particles_at_once(program, 1)
     return [(slice(start, start + most), min(most, total - start)) for start in range(0, total, most)]
 
 
-def _guesses_below(
+def _draws_below(
     program: Program, given: Any, size: int, num_posterior_samples: int, advance: Callable[[], Any]
 ) -> dict[str, Tensor]:
-    """Number of draws of the guide each simulated z is above, and how many it equals, ``(2, B, D)``."""
+    """Number of draws of the guide below each simulated z, and number equal to it, ``(2, B, D)``."""
     truth: Any = joint_trace(program, None, given=given, batch=(size,))
     x = truth.nodes["_RETURN"]["value"]
     below: dict[str, Tensor] = {}
@@ -347,7 +349,7 @@ class Units:
 
     @property
     def collapsed(self) -> Tensor:
-        """Dimensions that say nothing about x, ``(D,)``."""
+        """Whether each dimension is independent of x, ``(D,)``."""
         return ~self.active if self.kl is None else ~self.active & (self.kl < COLLAPSED)
 
     def __str__(self) -> str:
@@ -360,17 +362,21 @@ def units(
 ) -> dict[str, Units]:
     """Active units and the KL of every latent dimension, by site.
 
-    The noise of a diffusion and the place of an integer within its cell are no codes of x, and not among them. Data go
-    through in parts, here as in `sbc`, so that the memory of the networks' activations does not grow with their number.
+    Sites that are no code of x, such as the noise of a diffusion and the position of an integer within its cell, are
+    left out. The data are processed in parts, as in `sbc`, so that memory does not grow with their number.
 
     Args:
-        data: a `Data`, or a tensor ``(N, *event_shape)``; at least two of them.
-        num_samples: draws of the guide per datum, for E_q[z]; the KL is in closed form where there is one.
-        seed: the global random state is left as it was.
+        program: a program whose guide draws latents.
+        data: a `Data`, or a tensor ``(N, *event_shape)``; at least two data.
+        num_samples: draws of the guide per datum for E_q[z]. The KL is in closed form where there is one.
+        seed: seed of all draws; the global random state does not change.
         progress: whether to show a bar.
 
+    Returns:
+        The `Units` of each latent site.
+
     Raises:
-        ValueError, TypeError: the data do not fit, or the guide draws no codes of x.
+        ValueError, TypeError: the data do not fit, or the guide draws no code of x.
     """
     found = _units_of_sites(program, data, num_samples, seed, progress)
     if not found:
@@ -382,7 +388,7 @@ def _units_of_sites(program: Program, data: Any, num_samples: int, seed: int, pr
     points = as_data(program, data)
     check_count(num_samples, "num_samples")
     if len(points) < 2:
-        raise ValueError("active units need at least two data: their means must be compared")
+        raise ValueError(f"active units compare the means of data, so data must have at least two, got {len(data)}")
     where = program_device(program)
     points = points.to(where)
     with evaluating(program), seeded(seed, where), torch.no_grad():
@@ -393,7 +399,7 @@ def _units_of_sites(program: Program, data: Any, num_samples: int, seed: int, pr
     for name in parts[0]:
         means, squares, divergences = zip(*(part[name] for part in parts), strict=True)
         mean, known = torch.cat(means), [each for each in divergences if each is not None]
-        # The mean of a few draws varies even where E_q[z] does not: by their own variance, divided by their number.
+        # The mean of a few draws varies even where E_q[z] does not, by their variance divided by their number.
         noise = (torch.cat(squares) - mean**2).mean(0) / max(1, num_samples - 1)
         found[name] = Units(mean.var(0) - noise, torch.stack(known).sum(0) / len(points) if known else None)
     return found
@@ -422,7 +428,7 @@ def _moments(
 
 
 def _is_code(site: Any) -> bool:
-    """Whether the site is a code of x: not the noise of a diffusion, nor the place of an integer within its cell."""
+    """Whether the site is a code of x, unlike the noise of a diffusion or the position of an integer in its cell."""
     others = ("is_noising", "is_dequantizing")
     return site["value"].dim() - site["fn"].event_dim == 1 and not any(site["infer"].get(mark) for mark in others)
 
@@ -434,7 +440,7 @@ def _posterior_mean(site: Any) -> Tensor:
 
 
 def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
-    """KL of every dimension, ``(B, D)``; sampled if not in closed form, None if q or p does not factorize."""
+    """KL of every dimension, ``(B, D)``, sampled where it has no closed form; None if q or p does not factorize."""
     try:
         bases = [features_of(site["fn"]) for site in (q, p)]
     except ValueError:
@@ -448,7 +454,7 @@ def _elementwise_kl(q: Any, p: Any) -> Tensor | None:
 
 @dataclass(frozen=True)
 class Checks(Result):
-    """What `check` found: calibration, units by site, and findings with a remedy."""
+    """The result of `check`: calibration, units by site, and findings, each with a remedy."""
 
     calibration: Calibration
     units: dict[str, Units]
@@ -456,7 +462,7 @@ class Checks(Result):
 
     @property
     def ok(self) -> bool:
-        """Whether there is no error; there may be warnings."""
+        """Whether there are no errors; there may be warnings."""
         return not any(finding.severity == "error" for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
@@ -497,18 +503,21 @@ def check(
     seed: int = 0,
     progress: bool = False,
 ) -> Checks:
-    """`sbc` and `units` together, with a warning for each thing that is wrong.
+    """Run `sbc` and `units`, with a warning for each problem found.
 
-    Of a `Posterior`, a unit is an element of u, and its variance, over simulated data, is a share of that of its prior:
-    the posterior mean of an element that no data determine does not move.
+    For a `Posterior`, a unit is an element of u. The variance of its posterior mean over simulated data is given as a
+    share of the prior variance; it is 0 for an element that no data determine.
 
-    Args: as those of `sbc` and `units`; a `Posterior` takes no ``data``.
+    Args: as for `sbc` and `units`; a `Posterior` takes no ``data``.
+
+    Raises:
+        ValueError, TypeError: as for `sbc` and `units`.
     """
     check_target(program, data, "data")
     if isinstance(program, Posterior):
         check_counts(num_samples=num_samples, num_posterior_samples=num_posterior_samples, bins=bins,
                      gradient_steps=gradient_steps)  # fmt: skip
-        calibration, found = _of_fits(
+        calibration, found = _ranks_of_fits(
             program, method, num_samples, num_posterior_samples, bins, gradient_steps, jobs, seed, progress
         )
         return Checks(calibration, found, (*undetermined(found), *miscalibration(calibration)))
@@ -529,7 +538,7 @@ def check(
 
 
 def collapse(found: dict[str, Units]) -> list[Finding]:
-    """A warning for every site with dimensions that have collapsed."""
+    """A warning for each site with collapsed dimensions."""
     findings = []
     for site, each in found.items():
         dead, size = int(each.collapsed.sum()), len(each.variance)
@@ -548,15 +557,15 @@ def collapse(found: dict[str, Units]) -> list[Finding]:
 
 
 def undetermined(found: dict[str, Units]) -> list[Finding]:
-    """A warning for every latent of a `Posterior` that data leave where the prior has it."""
+    """A warning for each latent of a `Posterior` whose posterior mean does not depend on the data."""
     return [
         Finding(
             "warning",
             "identification",
             site,
-            f"{int(each.collapsed.sum())} of {len(each.variance)} elements have the posterior mean of the prior, "
-            "whatever the data",
-            "state an informative prior, more data, or a model without it",
+            f"for {int(each.collapsed.sum())} of {len(each.variance)} elements, the posterior mean is that of the "
+            "prior for any data",
+            "state an informative prior, use more data, or remove the latent from the model",
         )
         for site, each in found.items()
         if bool(each.collapsed.any())
@@ -564,19 +573,19 @@ def undetermined(found: dict[str, Units]) -> list[Finding]:
 
 
 def miscalibration(calibration: Calibration) -> list[Finding]:
-    """A warning for every site whose ranks are not uniform, with the shape of its histograms in words."""
+    """A warning for each site whose ranks are not uniform, with the shape of its histograms in words."""
     findings = []
     for site, ranks in calibration.ranks.items():
         p_value = min(1.0, float(calibration.p_values(site).min()) * ranks.shape[1])
         if p_value >= SIGNIFICANT:
             continue
-        # Of uniform ranks u in [0, 1]: the variance of u is 1/12, its mean 1/2.
+        # For uniform ranks u in [0, 1], the variance of u is 1/12 and its mean 1/2.
         u = calibration.shares(site)
         spread, shift = float(u.var(0).mean() * 12), float((u.mean(0) - 0.5).abs().max())
         width = "too narrow" if spread > 1 else "too wide"
         shape = "shifted" if 12 * shift**2 > abs(spread - 1) else width
         remedy = (
-            "a richer guide (dgm list), or one that is trained for longer, p fixed"
+            "a richer guide (dgm list), or longer training of the guide with p fixed"
             if shape == "too narrow"
             else "longer training"
         )
@@ -585,7 +594,7 @@ def miscalibration(calibration: Calibration) -> list[Finding]:
                 "warning",
                 "calibration",
                 site,
-                f"q is {shape}: ranks are not uniform (p = {p_value:.2g}, the largest shift of a mean {shift:.2f})",
+                f"q is {shape}: ranks are not uniform (p = {p_value:.2g}, largest shift of a mean {shift:.2f})",
                 f"try {remedy}; dgm gaps says which",
             )
         )

@@ -1,4 +1,4 @@
-r"""Which guide for this model? Several of them, fitted to one posterior and held against draws that can be trusted.
+r"""Comparison of guides: several guides, fitted to one posterior, against reference draws.
 
 For each guide: its ELBO; the evidence by its importance weights, with k-hat and the effective sample size; the error of
 its means, in standard deviations of the reference, and of its standard deviations; and two distances between the
@@ -8,13 +8,13 @@ over directions of the distance of two sorted projections. The *maximum mean dis
 .. math::
     \mathrm{MMD}^2 = E\, k(u, u') + E\, k(v, v') - 2\, E\, k(u, v), \qquad k(u, v) = e^{-|u - v|^2 / (2 D)} .
 
-Both are computed on batches of draws, whose spread gives the error. The same between two halves of the reference is the
-floor: what a perfect guide would have.
+Both are computed on batches of draws, whose spread gives the error. The distances between two halves of the reference
+are the floor, which a perfect guide would have.
 
-Annealing from the prior to the posterior bounds log p(y) from below. Annealing back bounds it from above if it starts
-from exact draws of the posterior. Draws of NUTS are not exact, so for the data at hand the second number is an
-estimate. For data that the model itself has made, the latents that made them are an exact draw: there both bounds hold,
-and their distance says how far annealing is off on such data.
+Forward annealing, from the prior to the posterior, bounds log p(y) from below. Reverse annealing bounds it from above
+if it starts from exact draws of the posterior. Draws of NUTS are not exact, so for the observed data the second number
+is an estimate. For data that the model simulates, the latents that they come from are an exact draw. There both bounds
+hold, and their distance bounds the error of annealing on such data.
 
 Sources: Bonneel et al. 2015 (sliced Wasserstein); Gretton et al. 2012 (MMD); Grosse, Ancha and Roy 2016 (arXiv
 1606.02275) for annealing back, from draws of a chain and on simulated data.
@@ -60,10 +60,10 @@ NUM_PARTICLES = 32
 NUM_CHAINS = 16
 BATCH = 500
 LARGEST_NORM = 100.0
-"""To which the gradient of a guide is clipped."""
+"""Largest norm of a guide's gradient; larger ones are clipped."""
 DIRECTIONS = 100
 CLOSE_MEAN, CLOSE_SD = 0.1, 0.1
-"""A guide is close to the reference if no mean is off by more sds, and no sd by a larger share."""
+"""A guide is close to the reference if no mean differs by more sds, and no sd by a larger share."""
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,16 @@ class GuideRow:
     """One guide of a `GuideComparison`.
 
     Attributes:
-        name: of the guide.
-        guide: as it was fitted.
+        name: name of the guide.
+        guide: the fitted guide.
         weighted: its draws, their weights and k-hat.
         mean_errors: |mean - reference mean| / reference sd, by latent, of its shape.
         sd_ratios: sd / reference sd, by latent.
         wasserstein, mmd: distances to the reference, each with its standard error.
-        seconds: of the fit.
-        evaluations: how often the density of the model was computed in the fit.
-        restarts: how many fits there were, of which the best was kept.
-        start: which one that is, counted from 0.
+        seconds: duration of the fit.
+        evaluations: number of evaluations of the model's density in the fit.
+        restarts: number of fits, of which the best was kept.
+        start: number of the fit that was kept, from 0.
     """
 
     name: str
@@ -103,7 +103,7 @@ class GuideRow:
 
     @property
     def sd_ratio(self) -> tuple[float, str]:
-        """The one of `sd_ratios` that is farthest from 1, as a factor, and its latent."""
+        """The most extreme of `sd_ratios`, as a factor, and its latent."""
         site, place = _largest_place({name: ratio.log().abs() for name, ratio in self.sd_ratios.items()})
         return float(self.sd_ratios[site][place]), element_name(site, place)
 
@@ -134,17 +134,17 @@ class GuideComparison(Result):
     """The result of `compare`: a row for each guide.
 
     Attributes:
-        posterior: what was approximated.
+        posterior: the `Posterior` that was approximated.
         rows: the guides, in the order given.
-        failures: what guides that could not be fitted raised, by name.
-        reference: draws of u that can be trusted, ``(N, D)``; None without them.
-        chains: the reference's chains, where it was made by `nuts`.
+        failures: error messages of the guides that could not be fitted, by name.
+        reference: reference draws of u, ``(N, D)``; None without a reference.
+        chains: the chains of the reference, if `nuts` drew it.
         floor: the distances between halves of the reference, Wasserstein and MMD.
-        sandwich: log p(y) by annealing there and back, in nats. The first is a stochastic lower bound; the second, from
-            reference draws, is a stochastic upper bound if these are exact, and else an estimate. None without a
-            reference, or where the prior is improper.
-        sandwich_errors: their standard errors.
-        simulated: the stochastic bounds on both sides, for data sets that the model has made; None where it makes none.
+        sandwich: log p(y) by forward and reverse annealing, in nats. The first is a stochastic lower bound; the second,
+            from reference draws, is a stochastic upper bound if these are exact, and else an estimate. None without a
+            reference, or if the prior is improper.
+        sandwich_errors: standard errors of the two.
+        simulated: stochastic bounds on both sides for data sets that the model simulates; None if it cannot.
     """
 
     posterior: Posterior
@@ -161,7 +161,7 @@ class GuideComparison(Result):
         return next(row for row in self.rows if row.name == name)
 
     def draws(self) -> Draws | None:
-        """The reference's chains, or else the draws of the guide with the lowest k-hat; None without a guide."""
+        """The reference's chains, or otherwise the draws of the guide with the lowest k-hat; None without a guide."""
         rows = sorted(self.rows, key=lambda row: float(row.weighted.k_hat))
         return self.chains or (rows[0].weighted if rows else None)
 
@@ -200,32 +200,32 @@ class GuideComparison(Result):
                 f"{self.floor[1]:.3f}"
             )
         if self.chains is not None:
-            parts.append(f"they are of {self.chains.summary()}")
+            parts.append(f"reference by NUTS: {self.chains.summary()}")
         if self.sandwich is not None:
             lower, back = (with_error(*each, 3) for each in zip(self.sandwich, self.sandwich_errors, strict=True))
             if_exact = "a stochastic upper bound if these are exact"
             kind = if_exact if self.chains is None else "an estimate, no bound: draws of NUTS are not exact"
             parts += [
                 f"log evidence by annealing from the prior: {lower} (a stochastic lower bound)",
-                f"by annealing back from reference draws: {back} ({kind})",
+                f"log evidence by reverse annealing from reference draws: {back} ({kind})",
             ]
         if self.simulated is not None:
             apart = self.simulated.upper - self.simulated.lower
             parts.append(
-                f"annealing there and back, data sets that the model made: {len(apart)}. The stochastic bounds on both "
-                f"sides are {with_error(float(apart.mean()), standard_error(apart), 3)} nats apart"
+                f"annealing both ways on {len(apart)} data sets simulated by the model: the stochastic lower and upper "
+                f"bounds are {with_error(float(apart.mean()), standard_error(apart), 3)} nats apart"
             )
         return [*parts, *self.verdict()]
 
     def verdict(self) -> list[str]:
-        """What the numbers say about each guide, in words."""
-        lines = [f"{name}: it could not be fitted: {why}" for name, why in self.failures.items()]
+        """The conclusions about each guide, in words."""
+        lines = [f"{name}: could not be fitted: {why}" for name, why in self.failures.items()]
         if self.chains is not None and (doubts := self.chains.faults()):
-            lines.append(f"the reference itself cannot be trusted: {', '.join(doubts)}; dgm.infer.nuts says where")
+            lines.append(f"the reference is not reliable: {', '.join(doubts)}; see the diagnostics of dgm.infer.nuts")
         for row in self.rows:
             k_hat, threshold = float(row.weighted.k_hat), row.weighted.threshold
             if row.weighted.reliable:
-                weights = f"its weights can be trusted (k-hat {k_hat:.2f})"
+                weights = f"its weights are reliable (k-hat {k_hat:.2f})"
             else:
                 weights = f"it misses a part of the posterior (k-hat {k_hat:.2f}, above {threshold:.2f})"
             if self.reference is None:
@@ -261,27 +261,31 @@ def train_guide(
     seed: int = 0,
     progress: bool = False,
 ) -> list[float]:
-    """Fit a guide to a posterior; what the objective was at each step, in nats.
+    """Fit a guide to a posterior, in place.
 
     Args:
-        guide: of `dgm.guides.auto`, or any guide of Pyro. One that is a density of all latents together takes any
-            objective and the recorded density; others, on Pyro's ELBO through its handlers.
+        posterior: the posterior to approximate.
+        guide: a guide of `dgm.guides.auto`, or any guide of Pyro. A guide that is a density of all latents together can
+            maximize any objective, with the recorded density. Others maximize Pyro's ELBO, through its handlers.
         objective: as for `dgm.fit`, such as ``dgm.IWAE(32)``; default the ELBO of ``num_particles`` draws.
-        gradient_steps: of Adam; the learning rate falls to zero on a cosine.
+        gradient_steps: steps of Adam; the learning rate falls to zero along a cosine.
         num_particles: draws per step.
-        lr: the learning rate at the start.
-        restarts: how many fits, of which the best is kept: the one with the highest mean objective over its last tenth.
-            The first starts at the best of several places, the others each at a place of its own. The guide must be
-            one of `dgm.guides.auto` that was never called; its attribute ``start`` then counts from 0 which was kept.
-            A q that was given as an object is copied for each fit.
-        jobs: how many processes run the restarts, one after another if 1. By default all fits take their steps at once
-            in this process, under `torch.func.vmap`, where the objective is an ELBO or an IWAE bound and q allows it;
-            or as `joblib.parallel_config` says: under its backend "dask" they run on that cluster.
-        seed: the global random state is left as it was.
+        lr: initial learning rate.
+        restarts: number of fits, of which the one with the highest mean objective over its last tenth is kept. The
+            first starts at the best of several points, each other one at a random point. The guide must be one of
+            `dgm.guides.auto` that has never been called; its attribute ``start`` then is the number of the fit that was
+            kept, from 0. A q that was passed as an object is copied for each fit.
+        jobs: number of processes that run the restarts; with 1, they run in turn. By default all fits take their steps
+            at once in this process, under `torch.func.vmap`, if the objective is an ELBO or an IWAE bound and q allows
+            it; otherwise the number of `joblib.parallel_config`. With its backend "dask", they run on that cluster.
+        seed: seed of all draws; the global random state does not change.
         progress: whether to show a bar.
 
+    Returns:
+        The value of the objective at each step, in nats.
+
     Raises:
-        ValueError: the guide takes no objective of ours, or an argument does not fit.
+        ValueError: the guide can only maximize Pyro's ELBO, or an argument does not fit.
         TypeError: the model or the guide cannot be sent to another process.
     """
     check_posterior(posterior)
@@ -298,7 +302,7 @@ def train_guide(
         if isinstance(guide, AutoContinuous) and not isinstance(guide, AutoLaplaceApproximation):
             return _fit_density(posterior, guide, objective, steps, num_particles, lr)
         if objective is not None:
-            raise ValueError(f"this {type(guide).__name__} is fitted on Pyro's ELBO: leave objective out")
+            raise ValueError(f"this {type(guide).__name__} can only be fitted by Pyro's ELBO: leave objective out")
         return _fit_sites(posterior, guide, steps, num_particles, lr)
 
 
@@ -306,7 +310,10 @@ def _best_fit(
     posterior: Posterior, guide: Any, restarts: int, seed: int, jobs: int | None, progress: bool, **options: Any
 ) -> list[float]:
     if not isinstance(guide, AutoConditional) or guide.prototype_trace is not None:
-        raise ValueError("restarts begin anew: pass a guide of dgm.guides.auto that was never called, or restarts=1")
+        raise ValueError(
+            f"restarts is {restarts}, which needs a guide of dgm.guides.auto that has never been called: make a new "
+            "guide, or pass restarts=1"
+        )
     fits = None
     if jobs is None and in_this_process():
         fits = _fits_at_once(posterior, guide, restarts, seed, progress, **options)
@@ -315,7 +322,7 @@ def _best_fit(
         fits = run_fits(_fit_from, tasks, jobs, what="restarts", unit="fit", progress=progress)
     best = max(range(restarts), key=lambda start: _last_tenth(fits[start][0]))
     values: list[float] = fits[best][0]
-    if guide.prototype_trace is None:  # the fits were in other processes
+    if guide.prototype_trace is None:  # the fits ran in other processes
         _set_up(posterior, guide, best, seed)
     guide.start = best
     guide.load_state_dict(fits[best][1])
@@ -334,7 +341,7 @@ def _fits_at_once(
     num_particles: int,
     lr: float,
 ) -> list[tuple[list[float], dict[str, Tensor]]] | None:
-    """What `_fit_from` returns of every start, from fits whose steps are taken at once; None where they cannot be."""
+    """The results of `_fit_from` for all starts, from fits that take their steps at once; None if q forbids it."""
     maximize = ELBO(num_particles) if objective is None else chosen(objective)
     if type(maximize) not in (ELBO, IWAE) or maximize.leave_one_out:
         return None
@@ -359,7 +366,7 @@ def _fits_at_once(
 
 
 def _can_be_stacked(guides: list[tuple[Conditional, Tensor, Tensor]]) -> bool:
-    """Whether `torch.func.vmap` takes q, which may look at numbers or have a gradient of its own."""
+    """Whether `torch.func.vmap` can map q, which may read values or define its own gradient."""
     try:
         Stacked(guides).get_posterior().rsample((2,))
     except torch.cuda.OutOfMemoryError:
@@ -398,7 +405,7 @@ def _step(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
 
 
 def _step_each(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
-    """`_step` of fits that are stacked: a fit whose gradient is not finite stays where it is."""
+    """`_step` for stacked fits: a fit whose gradient is not finite does not move."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack([gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]).norm(dim=0)
     still = ~norms.isfinite()
@@ -425,11 +432,11 @@ def _set_up(posterior: Posterior, guide: AutoConditional, start: int, seed: int)
     guide.start = start
     with seeded((seed + start) % 2**64, posterior.device):
         guide._setup_prototype(*posterior.args, **posterior.kwargs)
-    guide.q = copy.deepcopy(guide.q)  # a q that was given as an object is where every fit starts
+    guide.q = copy.deepcopy(guide.q)  # every fit starts from a q that was passed as an object
 
 
 def _last_tenth(values: list[float]) -> float:
-    """The mean over the last tenth of the steps; a fit that ended in NaN is below all others."""
+    """The mean over the last tenth of the steps; minus infinity for a fit that ended in NaN."""
     last = values[-max(1, len(values) // 10) :]
     mean = sum(last) / len(last)
     return -math.inf if math.isnan(mean) else mean
@@ -482,28 +489,28 @@ def compare(
     seed: int = 0,
     progress: bool = False,
 ) -> GuideComparison:
-    """Fit several guides to the posterior of a Pyro model, and hold them against a reference.
+    """Fit several guides to the posterior of a Pyro model, and compare them with a reference.
 
     Args:
         model: a Pyro model, called with ``args``; or a `Posterior`, for a model with named arguments.
-        guides: names and classes that `dgm.guides.auto` knows, conditionals, or guides: an AutoGuide that was never
-            called is fitted, any other guide is taken as it is.
+        guides: names and classes that `dgm.guides.auto` knows, conditionals, or guides. An AutoGuide that has never
+            been called is fitted; any other guide is used without fitting it.
         reference: "nuts" to draw four chains; draws by latent, ``(N, *site_shape)``; or None.
-        objective, gradient_steps, num_particles, lr: of `train_guide`.
+        objective, gradient_steps, num_particles, lr: options of `train_guide`.
         restarts: fits of each guide, of which the best is kept, as in `train_guide`; a guide that is not one of
             `dgm.guides.auto` has one.
         num_samples: draws of each guide, and of the reference by NUTS.
-        num_temperatures: of annealing there and back, from the prior and from the reference; 0 leaves it out, and an
-            improper prior does. The way from the prior gives a stochastic lower bound. The way back gives a stochastic
-            upper bound if the reference draws are exact, which those of NUTS are not.
-        num_data: how many data sets the model makes, for which both ways give stochastic bounds. 0 leaves them
-            out, as does a model that cannot make data.
-        jobs: how many processes run the restarts, as in `train_guide`.
-        seed: the global random state is left as it was.
+        num_temperatures: number of temperatures of annealing, forward from the prior and in reverse from the reference;
+            0 leaves it out, and it is left out for an improper prior. Forward annealing gives a stochastic lower bound.
+            Reverse annealing gives a stochastic upper bound if the reference draws are exact; those of NUTS are not.
+        num_data: number of data sets that the model simulates, for which both directions give stochastic bounds. 0
+            leaves them out, and they are left out for a model that cannot simulate data.
+        jobs: number of processes that run the restarts, as in `train_guide`.
+        seed: seed of all draws; the global random state does not change.
         progress: whether to show bars.
 
     Raises:
-        TypeError, ValueError: the model is none, or a guide does not fit.
+        TypeError, ValueError: ``model`` is no Pyro model, or a guide or another argument does not fit.
 
     >>> import torch, pyro, pyro.distributions as dist, dgm_pyro as dgm
     >>> def model(y):
@@ -524,7 +531,7 @@ def compare(
         raise TypeError(f"guides must be a list of guides, such as ['meanfield', 'nsf'], got {guides!r}")
     for guide in guides:
         if is_choice(guide):
-            auto(posterior.model, guide)  # an unknown name is told before the chains are drawn
+            auto(posterior.model, guide)  # reports an unknown name before the chains are drawn
     chains, draws = _reference_draws(posterior, reference, num_samples, seed, progress)
     options: Any = {"objective": objective, "gradient_steps": gradient_steps, "num_particles": num_particles, "lr": lr,
                     "restarts": restarts, "jobs": jobs}  # fmt: skip
@@ -532,7 +539,7 @@ def compare(
     for guide in guides:
         try:
             rows.append(_guide_row(posterior, guide, draws, num_samples, seed, progress, options))
-        except RuntimeError as error:  # of a matrix that has no factorization, say: the others go on
+        except RuntimeError as error:  # such as a matrix without a factorization: other guides are still fitted
             failures[name_of(guide)] = str(error).split("\n")[0]
     floor = (0.0, 0.0)
     if draws is not None:
@@ -544,7 +551,7 @@ def compare(
         with contextlib.suppress(ValueError):  # the data are impossible at draws from the prior
             if draws is not None:
                 sandwich, errors = _anneal_both_ways(posterior, draws, num_temperatures, seed, progress)
-        with contextlib.suppress(ValueError):  # the model makes no data
+        with contextlib.suppress(ValueError):  # the model cannot simulate data
             if num_data:
                 simulated = bidirectional(posterior, num_data, num_chains=NUM_CHAINS,
                                           num_temperatures=num_temperatures, seed=seed, progress=progress)  # fmt: skip
@@ -596,14 +603,14 @@ def _guide_row(
 def fitted(
     posterior: Posterior, guide: Any, *, restarts: int = 1, seed: int = 0, progress: bool = False, **options: Any
 ) -> tuple[Any, int, int]:
-    """The guide that ``guide`` names, or an AutoGuide that was never called, fitted; any other guide as it is.
+    """The fitted guide for a name or an AutoGuide that has never been called; any other guide without fitting it.
 
     Args:
-        restarts: of a guide of `dgm.guides.auto`; others have one.
-        options: of `train_guide`.
+        restarts: number of fits of a guide of `dgm.guides.auto`; other guides have one.
+        options: options of `train_guide`.
 
     Returns:
-        The guide, how often the density of the model was computed, and of how many fits it is the best.
+        The guide, the number of evaluations of the model's density, and the number of fits.
     """
     made, evaluations = is_choice(guide), 0
     with _keeping_parameters(posterior.model, made):
@@ -623,7 +630,7 @@ def fitted(
 
 @contextlib.contextmanager
 def _keeping_parameters(model: Any, local: bool) -> Iterator[None]:
-    """Guides made here keep their parameters to themselves: in the param store two of a name would share them."""
+    """Let guides made here hold their parameters themselves: in the param store, equal names would share them."""
     context: Any = model._pyro_context if local and isinstance(model, PyroModule) else None
     lacking = context is not None and not hasattr(context, "param_state")
     if lacking:  # Pyro makes it only in modules that are built while parameters are local
@@ -637,12 +644,12 @@ def _keeping_parameters(model: Any, local: bool) -> Iterator[None]:
 
 
 def is_choice(guide: Any) -> bool:
-    """Whether `dgm.guides.auto` is to make a guide of it; else it is one."""
+    """Whether ``guide`` is a choice for `dgm.guides.auto`, and not a guide itself."""
     return isinstance(guide, str | Conditional) or (isinstance(guide, type) and issubclass(guide, AutoGuide))
 
 
 def name_of(guide: Any) -> str:
-    """What the table calls a guide."""
+    """The name of a guide in the table."""
     return guide if isinstance(guide, str) else getattr(guide, "__name__", type(guide).__name__)
 
 
@@ -666,17 +673,17 @@ def _distances(u: Tensor, reference: Tensor) -> tuple[tuple[float, float], tuple
 
 
 def _gaussian(x: Tensor, y: Tensor) -> Tensor:
-    """The kernel of every pair, as wide as the number of dimensions asks for."""
+    """The Gaussian kernel of every pair, with a width that grows with the number of dimensions."""
     return (-torch.cdist(x, y).square() / (2 * x.shape[1])).exp()
 
 
 def _anneal_both_ways(
     posterior: Posterior, draws: Tensor, num_temperatures: int, seed: int, progress: bool, num_chains: int = NUM_CHAINS
 ) -> tuple[tuple[float, float], tuple[float, float]]:
-    """The log evidence by annealing from the prior, and back to it from reference draws; their standard errors.
+    """The log evidence by forward annealing and by reverse annealing from reference draws; their standard errors.
 
     Raises:
-        ValueError: the data are impossible at draws from the prior.
+        ValueError: the data have density 0 at draws from the prior.
     """
     betas, transition, num_chains = temperatures(num_temperatures), HMC(), min(num_chains, len(draws))
     with annealing(posterior, None, None, num_chains, "prior", {}, seed) as path:

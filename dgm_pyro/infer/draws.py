@@ -1,21 +1,21 @@
-r"""What draws of a posterior are good for: ArviZ, predictions of data, and leave-one-out cross-validation.
+r"""Uses of posterior draws: ArviZ, predictions of data, and leave-one-out cross-validation.
 
-A model predicts data :math:`\tilde y` like those that it has seen,
+A model predicts new data :math:`\tilde y`,
 
 .. math::
     p(\tilde y) = \int p(\tilde y \mid z)\, p(z)\, dz, \qquad
     p(\tilde y \mid y) = \int p(\tilde y \mid z)\, p(z \mid y)\, dz,
 
 by its prior and by its posterior. A *predictive check* compares statistics of the data with those of such replicates. A
-statistic that few replicates reach is what the model does not explain.
+statistic that few replicates reach shows a feature of the data that the model does not explain.
 
 Leave-one-out cross-validation estimates how well a datum is predicted from all others,
 
 .. math::
     \mathrm{elpd} = \sum_i \log p(y_i \mid y_{-i}),
 
-from the draws of one posterior, by importance weights :math:`1 / p(y_i \mid z)` with smoothed tails. ArviZ does the
-arithmetic. A k-hat above 0.7 says that datum i moves the posterior too much for it.
+from the draws of one posterior, by importance weights :math:`1 / p(y_i \mid z)` with smoothed tails. ArviZ computes
+it. A k-hat above 0.7 means that datum i changes the posterior too much for this estimate.
 
 Sources: Gelman, Meng and Stern 1996 (Posterior predictive assessment of model fitness); Vehtari, Gelman and Gabry 2017
 (arXiv 1507.04544); Gabry et al. 2019 (arXiv 1709.01449), for the workflow.
@@ -46,16 +46,16 @@ STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
     "min": lambda y: y.amin(-1),
     "max": lambda y: y.amax(-1),
 }
-"""What `predictive_check` computes of the values of a site, along the last dimension."""
+"""Statistics that `predictive_check` computes from the values of a site, along the last dimension."""
 
 MANY = 0.7
 
 
 class Draws:
-    """Draws of a posterior, in a result; subclasses have ``posterior``, and give `_vectors`.
+    """Draws of a posterior, in a result; subclasses have ``posterior``, and define `_vectors`.
 
     Attributes:
-        posterior: of which they are; None for those of a `Program`.
+        posterior: the `Posterior` that was drawn from; None for a `Program`.
     """
 
     posterior: Posterior | None
@@ -65,29 +65,31 @@ class Draws:
         raise NotImplementedError
 
     def _statistics(self) -> dict[str, Tensor]:
-        """What a sampler says of each draw, ``(C, S)``."""
+        """The sampler's statistics of each draw, ``(C, S)``."""
         return {}
 
     def vectors(self) -> Tensor:
-        """Unweighted draws of u, ``(C, S, D)``: of C chains, or 1.
+        """Unweighted draws of u, ``(C, S, D)``, with C = 1 without chains.
 
         Raises:
-            ValueError: they are of a `Program`, whose latents have no such vector.
+            ValueError: the draws are those of a `Program`, whose latents have no such vector.
         """
         if self.posterior is None:
-            raise ValueError("these are latents of a Program, datum by datum: this is for draws of a dgm.Posterior")
+            raise ValueError(
+                "these are draws of a Program's latents, datum by datum, but this method needs draws of a dgm.Posterior"
+            )
         return self._vectors(self.posterior)
 
     def to_arviz(self, *, num_prior: int = 500, seed: int = 0) -> Any:
-        """The draws as ArviZ holds them: an InferenceData before its version 1, a DataTree since.
+        """The draws in ArviZ's form: an InferenceData before its version 1, a DataTree since.
 
-        Its groups are posterior, sample_stats, posterior_predictive, log_likelihood, observed_data, and, of a proper
+        The groups are posterior, sample_stats, posterior_predictive, log_likelihood, observed_data, and, for a proper
         prior, prior and prior_predictive. A model with discrete latents has no predictions and no pointwise
-        likelihood, one without data no observed_data.
+        likelihood, and a model without data has no observed_data.
 
         Args:
             num_prior: draws of the prior.
-            seed: of predictions and of the prior; the global random state is left as it was.
+            seed: seed of the predictions and of the prior draws; the global random state does not change.
 
         Raises:
             ImportError: ArviZ is not installed.
@@ -115,7 +117,7 @@ class Draws:
         """Leave-one-out cross-validation by smoothed importance weights.
 
         Raises:
-            ValueError: the model has no data, or they are no plate of independent ones.
+            ValueError: the model has no data, or the data are not independent in a plate.
             ImportError: ArviZ is not installed.
         """
         u, posterior = self.vectors(), self.posterior
@@ -138,21 +140,21 @@ class Draws:
 
 
 def resampled(log_weights: Tensor) -> Tensor:
-    """Indices of as many draws as there are ``log_weights``, ``(K,)``, in proportion to them: evenly spread."""
+    """Indices of K draws in proportion to the weights, ``(K,)``, by systematic resampling."""
     total = log_weights.double().softmax(0).cumsum(0)
     places = (torch.arange(len(total), device=total.device) + 0.5) / len(total)
     return torch.searchsorted(total, places).clamp_max(len(total) - 1)
 
 
 def find_arviz() -> Any:
-    """ArviZ.
+    """Import ArviZ.
 
     Raises:
-        ImportError: it is not installed; the message says how to install it.
+        ImportError: ArviZ is not installed; the message says how to install it.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # it tells of its next version
+            warnings.simplefilter("ignore", FutureWarning)  # announces its next version
             import arviz
     except ImportError as error:
         raise ImportError("diagnostics of chains need ArviZ: pip install 'dgm_pyro[arviz]'") from error
@@ -160,7 +162,7 @@ def find_arviz() -> Any:
 
 
 def as_arviz(groups: dict[str, dict[str, Tensor]]) -> Any:
-    """Groups of tensors ``(chain, draw, ...)`` as ArviZ holds them: by name before its version 1, in one dict since."""
+    """Groups of tensors ``(chain, draw, ...)`` in ArviZ's form, which its version 1 changed."""
     arviz = find_arviz()
     arrays = {group: {name: value.detach().cpu().numpy() for name, value in values.items()}
               for group, values in groups.items()}  # fmt: skip
@@ -172,9 +174,9 @@ class Loo(Result):
     """The result of `Draws.loo`.
 
     Attributes:
-        values: log p(y_i | all others) of each datum, in nats, ``(N,)``.
-        k_hats: of its importance weights, ``(N,)``.
-        effective_parameters: how much better the data are explained than predicted, in nats.
+        values: log p(y_i | y_-i) of each datum, in nats, ``(N,)``.
+        k_hats: k-hat of the importance weights of each datum, ``(N,)``.
+        effective_parameters: log density of the data under the posterior minus `nats`, in nats.
     """
 
     values: Tensor
@@ -192,10 +194,10 @@ class Loo(Result):
         return float((len(self.values) * self.values.var()).sqrt())
 
     def minus(self, other: Loo) -> tuple[float, float]:
-        """The difference to another model of the same data, in nats, and its standard error: paired by datum.
+        """The paired difference to another model of the same data, in nats, and its standard error.
 
         Raises:
-            ValueError: it is of other data.
+            ValueError: ``other`` is of other data.
         """
         check_type(other, Loo, "other", "the result of loo()")
         if len(self.values) != len(other.values):
@@ -214,7 +216,7 @@ class Loo(Result):
         return [
             f"leave-one-out: {self.nats:.2f} +- {self.stderr:.2f} nats, {self.effective_parameters:.1f} effective "
             "parameters",
-            f"{told}: for these, fit the model without the datum" if high else f"{told}: all can be trusted",
+            f"{told}: for these, fit the model without the datum" if high else f"{told}: all estimates are reliable",
         ]
 
 
@@ -225,7 +227,7 @@ class PredictiveCheck(Result):
     Attributes:
         source: "prior" or "posterior".
         observed: the data, by site.
-        replicated: predictions of them, ``(N, *site_shape)``.
+        replicated: predictions of the data, by site, ``(N, *site_shape)``.
     """
 
     source: str
@@ -233,7 +235,7 @@ class PredictiveCheck(Result):
     replicated: dict[str, Tensor]
 
     def statistics(self, site: str) -> dict[str, tuple[float, Tensor]]:
-        """By name, that of the data and those of the replicates, ``(N,)``."""
+        """By name, the statistic of the data and those of the replicates, ``(N,)``."""
         check_choice(site, self.observed, "site")
         y, drawn = self.observed[site].double().flatten(), self.replicated[site].double()
         predicted = drawn.reshape(len(drawn), -1)
@@ -241,7 +243,7 @@ class PredictiveCheck(Result):
         return {name: (float(of(y)), of(predicted)) for name, of in (one or STATISTICS).items()}
 
     def p_values(self, site: str) -> dict[str, float]:
-        """The share of replicates with a larger statistic than the data, ties by half: near 0 or 1 is a misfit."""
+        """The share of replicates with a larger statistic than the data (half of ties); near 0 or 1 is a misfit."""
         return {name: float((drawn > value).double().mean() + (drawn == value).double().mean() / 2)
                 for name, (value, drawn) in self.statistics(site).items()}  # fmt: skip
 
@@ -262,16 +264,16 @@ class PredictiveCheck(Result):
 def predictive_check(
     posterior: Posterior, samples: Any = "prior", *, num_samples: int = 500, seed: int = 0
 ) -> PredictiveCheck:
-    """Compare the data with what the prior or the posterior predicts.
+    """Compare the data with predictions of the prior or the posterior.
 
     Args:
         posterior: a model with data.
         samples: "prior"; or draws of the posterior: the result of `nuts`, `psis`, `ais` or `smc`.
-        num_samples: how many replicates.
-        seed: the global random state is left as it was.
+        num_samples: number of replicates.
+        seed: seed of all draws; the global random state does not change.
 
     Raises:
-        TypeError, ValueError: the model has no data, its prior cannot be drawn, or ``samples`` are none.
+        TypeError, ValueError: the model has no data, its prior cannot be drawn, or ``samples`` is neither.
 
     >>> import torch, pyro, pyro.distributions as dist, dgm_pyro as dgm
     >>> def model(y):

@@ -1,4 +1,4 @@
-r"""How far the bound is from log p(x), and why: a family that is too small, or an encoder that misses its best member.
+r"""The inference gap, log p(x) - ELBO, split into the approximation gap and the amortization gap.
 
 .. math::
     \log p(x) - L[q_\phi] =
@@ -6,17 +6,17 @@ r"""How far the bound is from log p(x), and why: a family that is too small, or 
     \underbrace{\max_{q \in \mathcal Q} L[q] - L[q_\phi]}_{\text{amortization gap}}
 
 with L the ELBO of one datum, :math:`q_\phi` the encoder's distribution for it, and Q the encoder's family. The best q
-is found by gradient ascent from the encoder's own q. Where the encoder's output are the parameters of a distribution,
-these are optimized, for all data at once; any other encoder (a flow, say) is copied for each datum and trained on it
-alone.
+is found by gradient ascent from the encoder's own q. If the encoder outputs the parameters of a distribution, these are
+optimized, for all data at once. Any other encoder, such as a flow, is copied for each datum and trained on it alone.
 
-log p(x) is the clearly highest lower bound, on average over the data: of annealed importance sampling, of importance
-weights with many particles of the encoder's q and of the best q, and of the ELBOs themselves. All are on average below
-log p(x), so the approximation gap may be larger than reported, not smaller; the highest one of each datum would be
-above it, by the noise of all. The best q is also the better one of the end and the start of the ascent.
+The estimate of log p(x) is the highest of several lower bounds, on average over the data: annealed importance sampling,
+importance weights with many particles of the encoder's q and of the best q, and the ELBOs themselves. A bound replaces
+an earlier one only if it is clearly higher. All are on average below log p(x), so the approximation gap may be larger
+than reported, but not smaller. (The highest bound for each single datum would be too high, because it selects noise.)
+The best q is the better of the start and the end of the ascent.
 
-A guide of a `Posterior` has one data set and amortizes nothing. The second gap is then that of the *optimization*: what
-the same guide gains by further gradient steps.
+A guide of a `Posterior` has one data set and is not amortized. The second gap is then the *optimization* gap: the gain
+of the same guide by further gradient steps.
 
 Source: Cremer, Li and Duvenaud 2018 (Inference suboptimality in variational autoencoders, arXiv 1801.03558).
 """
@@ -69,11 +69,11 @@ class Gaps(Result):
     """log p(x) and the two bounds below it, per datum, in nats.
 
     Attributes:
-        log_evidence: the best lower bound on log p(x) at hand, ``(B,)``.
+        log_evidence: the best available lower bound on log p(x), ``(B,)``.
         best: the ELBO of the best q of the family, ``(B,)``.
         elbo: the ELBO of the encoder's q, ``(B,)``.
-        kind: how log_evidence was found, such as "ais-300", "iwae-1000", "iwae-1000 of the best q" or "best ELBO";
-            "given" by the caller.
+        kind: kind of log_evidence, such as "ais-300", "iwae-1000", "iwae-1000 of the best q" or "best ELBO"; "given"
+            if the caller passed it.
         x: the data.
     """
 
@@ -85,12 +85,12 @@ class Gaps(Result):
 
     @property
     def approximation(self) -> Tensor:
-        """Loss of nats due to the guide's family, ``(B,)``."""
+        """The loss due to the guide's family, in nats, ``(B,)``."""
         return self.log_evidence - self.best
 
     @property
     def amortization(self) -> Tensor:
-        """Loss of nats due to the encoder beyond its family, ``(B,)``."""
+        """The loss due to the encoder compared with the best member of its family, in nats, ``(B,)``."""
         return self.best - self.elbo
 
     @property
@@ -98,7 +98,7 @@ class Gaps(Result):
         return self.log_evidence - self.elbo
 
     def means(self) -> dict[str, tuple[float, float]]:
-        """Mean over the data, and its standard error, of every number, in nats."""
+        """Mean over the data of each quantity, and its standard error, in nats."""
         named = {
             "log p(x)": self.log_evidence,
             "best ELBO": self.best,
@@ -132,10 +132,10 @@ class GuideGaps(Result):
     """log p(y) and the two bounds below it for a guide of a `Posterior`, in nats, each with its standard error.
 
     Attributes:
-        log_evidence: the best lower bound on log p(y) at hand.
+        log_evidence: the best available lower bound on log p(y).
         best: the ELBO of the guide after further gradient steps.
         elbo: the ELBO of the guide.
-        kind: how log_evidence was found, as for `Gaps`.
+        kind: kind of log_evidence, as for `Gaps`.
     """
 
     log_evidence: tuple[float, float]
@@ -145,12 +145,12 @@ class GuideGaps(Result):
 
     @property
     def approximation(self) -> tuple[float, float]:
-        """Loss of nats due to the guide's family."""
+        """The loss due to the guide's family, in nats."""
         return _independent_difference(self.log_evidence, self.best)
 
     @property
     def optimization(self) -> tuple[float, float]:
-        """Loss of nats that further gradient steps made good."""
+        """The gain of further gradient steps, in nats."""
         return _independent_difference(self.best, self.elbo)
 
     @property
@@ -172,7 +172,7 @@ class GuideGaps(Result):
         return [
             Table(["all data together", "nats"], rows),
             f"log p(y) is a lower bound: {self.kind}",
-            "a guide of one data set amortizes nothing: there is no amortization gap",
+            "a guide of one data set is not amortized, so there is no amortization gap",
         ]
 
 
@@ -199,26 +199,30 @@ def gaps(  # type: ignore[misc]
     seed: int = 0,
     progress: bool = False,
 ) -> Gaps | GuideGaps:
-    """Split log p(x) - ELBO into what the guide's family costs and what amortization costs.
+    """Split log p(x) - ELBO into the approximation gap of the guide's family and the amortization gap.
 
     Args:
-        program: a `VAE`, or a `Posterior`; it is left as it was.
-        x: ``(B, *event_shape)``; given: ``(B, *given_shape)`` where the VAE is conditional. A `Posterior` has its own
-            data.
-        guide: of a `Posterior`, fitted, as for `psis`; it is left as it was. One without parameters is the best of its
-            family; a function must have none, as those in the param store are no guide's own.
-        num_particles: of the importance-weighted bound on log p(x).
-        num_temperatures, num_chains: of annealed importance sampling, see `ais`; 0 temperatures leave it out, as they
-            must where a latent is discrete.
-        gradient_steps: of gradient ascent on q.
-        num_samples: per datum, in every ELBO that is reported.
-        log_evidence: log p(x) in nats, ``(B,)``, instead of an estimate by this guide: guides of one p are compared
-            fairly on one number. Of a `Posterior`, a tensor of one number.
-        seed: the global random state is left as it was.
+        program: a `VAE`, or a `Posterior`; it does not change.
+        x: ``(B, *event_shape)``, the data of a VAE; a `Posterior` has its own.
+        given: ``(B, *given_shape)`` for a conditional VAE.
+        guide: a fitted guide for a `Posterior`, as for `psis`; it does not change. A guide without parameters counts as
+            the best of its family. A function must have no parameters, because it does not own those in the param
+            store.
+        num_particles: particles of the importance-weighted bound on log p(x).
+        num_temperatures, num_chains: temperatures and chains of annealed importance sampling, see `ais`; 0 temperatures
+            leave it out, which is necessary if a latent is discrete.
+        gradient_steps: steps of gradient ascent on q.
+        num_samples: draws per datum in each ELBO that is reported.
+        log_evidence: log p(x) in nats, ``(B,)``, instead of an estimate with this guide, for a fair comparison of
+            guides of the same p. For a `Posterior`, a tensor with one number.
+        seed: seed of all draws; the global random state does not change.
         progress: whether to show bars.
 
+    Returns:
+        `Gaps` for a VAE, `GuideGaps` for a `Posterior`.
+
     Raises:
-        TypeError: the program is no VAE: it has no encoder whose family could be searched.
+        TypeError: the program is not a VAE, so it has no encoder whose family can be searched.
         ValueError: shapes or values do not fit, or a latent is discrete and ``num_temperatures`` is not 0.
     """
     check_target(program, x)
@@ -229,7 +233,7 @@ def gaps(  # type: ignore[misc]
     if log_evidence is not None:
         check_dense(log_evidence, "log_evidence")
     if isinstance(program, Posterior):
-        return _of_guide(program, guide, num_particles, num_temperatures, num_chains, gradient_steps, num_samples,
+        return _guide_gaps(program, guide, num_particles, num_temperatures, num_chains, gradient_steps, num_samples,
                          log_evidence, seed, progress)  # fmt: skip
     if guide is not None:
         raise TypeError(f"this {type(program).__name__} has a guide of its own: leave guide out")
@@ -260,7 +264,9 @@ def gaps(  # type: ignore[misc]
     with evaluating(program), seeded(seed, x.device):
         with own_noise():
             amortized = _mean_elbo(program, x, given, num_samples, progress)
-        best, weighted = _of_best_q(program, x, given, gradient_steps, num_samples, seed, progress, num_particles)
+        best, weighted = _bounds_of_best_q(
+            program, x, given, gradient_steps, num_samples, seed, progress, num_particles
+        )
         if log_evidence is None:
             with own_noise():
                 bounds[f"iwae-{num_particles}"] = _importance_bound(program, x, given, num_particles, progress)
@@ -274,7 +280,7 @@ def gaps(  # type: ignore[misc]
     return Gaps(evidence.cpu().double(), best.cpu().double(), amortized.cpu().double(), kind, x.cpu())
 
 
-def _of_guide(
+def _guide_gaps(
     posterior: Posterior,
     guide: Any,
     num_particles: int,
@@ -287,12 +293,17 @@ def _of_guide(
     progress: bool,
 ) -> GuideGaps:
     if log_evidence is not None and log_evidence.numel() != 1:
-        raise ValueError(f"log_evidence has shape {tuple(log_evidence.shape)}: a Posterior has one, pass one number")
+        raise ValueError(
+            f"log_evidence has shape {tuple(log_evidence.shape)}, but a Posterior has one evidence: pass one number"
+        )
     if callable(guide) and not isinstance(guide, OverReals | nn.Module):
         with seeded(seed, posterior.device), torch.no_grad(), poutine.block(), poutine.trace(param_only=True) as traced:
             guide(*posterior.args, **posterior.kwargs)
         if stored := ", ".join(traced.trace.param_nodes):
-            raise TypeError(f"guide is a function with the parameters {stored}: make it a PyroModule that has them")
+            raise TypeError(
+                f"guide is a function with the parameters {stored} in the param store: make it a PyroModule that holds "
+                "them"
+            )
 
     def weights(size: int) -> Tensor:
         with seeded(seed, posterior.device), unchecked(), torch.no_grad():
@@ -316,14 +327,14 @@ def _of_guide(
     kind, evidence = next(iter(bounds.items()))
     for name, bound in [*bounds.items(), ("best ELBO", best)]:
         more, error = _independent_difference(bound, evidence)
-        if more > 2 * error:  # else it may be higher by its noise alone
+        if more > 2 * error:  # otherwise it may be higher by noise alone
             kind, evidence = name, bound
     return GuideGaps(evidence, best, ours, kind)
 
 
 @contextlib.contextmanager
 def _restoring(guide: Any) -> Iterator[nn.Module | None]:
-    """``guide`` if it has parameters to move, which have their values of before at the end; else None."""
+    """``guide`` if it has parameters, whose values are restored at the end; else None."""
     parameters = [*guide.parameters()] if isinstance(guide, nn.Module) else []
     before = [parameter.detach().clone() for parameter in parameters]
     try:
@@ -340,9 +351,9 @@ def _mean_and_stderr(log_weights: Tensor) -> tuple[float, float]:
 
 
 def _highest(bounds: dict[str, Tensor]) -> tuple[str, Tensor]:
-    """The bound that is highest on average, and its name; an earlier one unless a later one is clearly higher.
+    """The highest bound on average, and its name; a later bound replaces an earlier one only if it is clearly higher.
 
-    The highest of bounds that are equal but for their noise would be above them.
+    Otherwise the choice among bounds that differ by noise alone would be biased upwards.
     """
     (name, best), *others = bounds.items()
     for other, bound in others:
@@ -362,14 +373,20 @@ def best_elbo(
     seed: int = 0,
     progress: bool = False,
 ) -> Tensor:
-    """The ELBO of the best q in the encoder's family for each datum, ``(B,)``, in nats: see `gaps`.
+    """The ELBO of the best q in the encoder's family for each datum, in nats, ``(B,)``: see `gaps`.
 
-    Frozen parameters are moved too, as copies; an encoder without any is the best of its family.
+    Copies of the parameters are optimized, even of frozen ones. An encoder without parameters counts as the best of its
+    family.
+
+    Args: as for `gaps`.
+
+    Raises:
+        ValueError, TypeError: as for `gaps`.
     """
-    return _of_best_q(program, x, given, gradient_steps, num_samples, seed, progress)[0]
+    return _bounds_of_best_q(program, x, given, gradient_steps, num_samples, seed, progress)[0]
 
 
-def _of_best_q(
+def _bounds_of_best_q(
     program: VAE,
     x: Tensor,
     given: Any,
@@ -384,7 +401,7 @@ def _of_best_q(
     free = isinstance(encoder, IndependentConditional) and encoder.network is not None
     plain = free and not program.prior.latents(program.latent_name)
     rate = LEARNING_RATE if plain else FINE_TUNING_RATE
-    # The outputs of an encoder are optimized for all data at once; the weights of one, for each datum alone.
+    # The outputs of an encoder are optimized for all data at once, its weights for each datum alone.
     size = len(x) if plain or not _with_own_guide(program)[1] else 1
     found = []
     with tqdm(
@@ -397,7 +414,7 @@ def _of_best_q(
             with noise.per_datum(row, seed):
                 if parameters:
                     _ascend(local, row, own, parameters, gradient_steps, rate, bar.update)
-                shown = progress and size == len(x)  # one datum at a time, the bar of all moves enough
+                shown = progress and size == len(x)  # with one datum at a time, the bar over the data is enough
                 bounds = (
                     _mean_elbo(local, row, own, num_samples, shown),
                     _importance_bound(local, row, own, num_particles, shown),
@@ -416,7 +433,7 @@ def _ascend(
     lr: float,
     advance: Callable[[int], Any],
 ) -> None:
-    """Maximize the ELBO over ``parameters``, all else fixed."""
+    """Maximize the ELBO over ``parameters``, with all others fixed."""
     optimizer = torch.optim.Adam(parameters, lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, gradient_steps)
     with differentiating("gaps"):
@@ -447,7 +464,7 @@ def _mean_elbo(program: Program, x: Tensor, given: Any, num_samples: int, progre
 
 
 def _with_local_q(program: VAE, x: Tensor, given: Any) -> tuple[VAE, list[Tensor]]:
-    """The same p, with the encoder's output for each datum free."""
+    """The same p, with the encoder's output for each datum as free parameters."""
     encoder: Any = copy.copy(program.encoder)
     read = (x, given) if is_pair(encoder.given_shape) else x
     with torch.no_grad():
@@ -458,12 +475,12 @@ def _with_local_q(program: VAE, x: Tensor, given: Any) -> tuple[VAE, list[Tensor
 
 
 def _with_own_guide(program: VAE) -> tuple[VAE, list[Tensor]]:
-    """The same p, with a copy of every encoder; and the copies' parameters, less those that belong to p as well."""
+    """The same p with a copy of every encoder, and the parameters of the copies that do not belong to p too."""
     generative = {id(p) for part in (program.prior, program.likelihood) for p in _generative_parameters(part)}
     encoder: Any = copy.deepcopy(program.encoder)
     originals = dict(program.encoder.named_parameters()) if program.encoder is not None else {}
     parameters: list[Tensor] = [
-        parameter.requires_grad_()  # a copy, whatever is frozen
+        parameter.requires_grad_()  # a copy, even if the original is frozen
         for name, parameter in encoder.named_parameters()
         if id(originals[name]) not in generative or not _is_hierarchy(program)
     ]

@@ -3,8 +3,8 @@ r"""Missing features: draws of the unobserved part of x given the rest.
 .. math::
     p(x_{\text{mis}} \mid x_{\text{obs}}) \propto p(x_{\text{mis}}, x_{\text{obs}})
 
-Every method makes K weighted draws whose mean weight estimates :math:`p(x_{\text{obs}})` without bias, and the draws
-that are returned are then chosen among them in proportion to the weights. The program decides which method:
+Every method makes K weighted draws, whose mean weight is an unbiased estimate of :math:`p(x_{\text{obs}})`. The
+returned draws are chosen among these in proportion to the weights. The method depends on the program:
 
 =================================  ================================================================================
 independent features               exact
@@ -18,7 +18,7 @@ independent features               exact
 `Labeled`                          any of these for every y, weighted by p(y)
 =================================  ================================================================================
 
-All but the exact ones are right in the limit of many particles or temperatures only.
+Methods that are not exact converge as the number of particles or temperatures grows.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ __all__ = ["REGIONS", "Imputer", "hide", "impute"]
 Weighted = tuple[Tensor, Tensor]  # x, (K, B, *event_shape), and log weights, (K, B)
 
 PARTICLES, DISCRETE = 64, 4096
-"""Particles of each datum where the caller does not say, and those drawn from a discrete prior."""
+"""Default numbers of particles per datum: in general, and for draws from a discrete prior."""
 
 
 def impute(
@@ -77,19 +77,19 @@ def impute(
 
     Args:
         program: p(x).
-        x: ``(B, *event_shape)``; what is missing is never read, and may be NaN.
+        x: ``(B, *event_shape)``; missing features are never read, and may be NaN.
         mask: bool, True where observed, ``event_shape`` or ``(B, *event_shape)``.
         num_samples: S, draws for each datum. They are chosen by systematic resampling: one particle is returned twice
             only if its weight is above 1 / S.
         given: ``(B, *given_shape)`` for a conditional program.
-        num_particles: weighted draws that these are chosen from; default 64, or 4096 where discrete latents are
-            drawn from the prior, and at least ``4 * num_samples``. More are better, and cost.
-        num_temperatures, num_leapfrog: of annealing, see `ais`.
-        seed: the global random state is left as it was.
+        num_particles: weighted draws among which these are chosen; default 64, or 4096 where discrete latents are
+            drawn from the prior, and at least ``4 * num_samples``. More are more accurate, at a higher cost.
+        num_temperatures, num_leapfrog: options of the annealing, see `ais`.
+        seed: seed of all draws; the global random state does not change.
         progress: whether to show a bar.
 
     Returns:
-        ``(S, B, *event_shape)`` of x's dtype, observed features unchanged.
+        ``(S, B, *event_shape)`` of x's dtype, with the observed features unchanged.
 
     Raises:
         ValueError, TypeError: the mask does not fit, or there is no method for this program and this mask.
@@ -113,7 +113,7 @@ def impute(
         drawn, log_weights = program.completions(imputer, known, mask, given)
         chosen = systematic(log_weights, num_samples)
         shuffled = torch.rand(chosen.shape, dtype=log_weights.dtype, device=x.device).argsort(0)
-        chosen = chosen.gather(0, shuffled)  # else alike come together
+        chosen = chosen.gather(0, shuffled)  # otherwise equal draws would be neighbors
         drawn = drawn[chosen, torch.arange(len(x), device=x.device)]
     return torch.where(mask, x, drawn.to(x.dtype))
 
@@ -124,23 +124,25 @@ def _checked_mask(mask: Tensor, x: Tensor) -> Tensor:
         raise TypeError(f"mask must be a tensor of bool, True where x is observed, got {kind}: use mask.bool()")
     if mask.shape not in (x.shape, x.shape[1:]):
         raise ValueError(
-            f"mask has shape {tuple(mask.shape)}, but x {tuple(x.shape)}: pass {tuple(x.shape[1:])}, one for all "
-            f"data, or {tuple(x.shape)}"
+            f"mask has shape {tuple(mask.shape)}, but x has {tuple(x.shape)}: pass {tuple(x.shape[1:])}, one mask for "
+            f"all data, or {tuple(x.shape)}"
         )
     return mask.to(x.device).expand_as(x)
 
 
 REGIONS = ("left", "right", "top", "bottom", "center", "random:SHARE")
-"""Names of what to hide; see `hide`."""
+"""Names of the regions that `hide` knows."""
 
 
 def hide(region: str, event_shape: Sequence[int], seed: int = 0) -> Tensor:
-    """A mask for `impute`, False in a region of that name: bool, of ``event_shape``.
+    """A mask for `impute` that is False in a region: bool, of ``event_shape``.
 
     Args:
-        region: "left", "right", "top", "bottom" hide half of an image (..., H, W), "center" the middle half of its rows
-            and columns, "random:0.5" that share of the features; data without rows have "left" and "right" only.
-        seed: of the random region.
+        region: "left", "right", "top" or "bottom" hides half of an image (..., H, W), "center" the middle half of its
+            rows and columns, and "random:0.5" this share of the features. Data without rows have only "left", "right"
+            and "random".
+        event_shape: shape of one x.
+        seed: seed of the random region.
 
     Raises:
         ValueError: there is no such region.
@@ -159,14 +161,14 @@ def hide(region: str, event_shape: Sequence[int], seed: int = 0) -> Tensor:
         except ValueError:
             wanted = -1.0
         if not 0 < wanted <= 1:
-            raise ValueError(f"the random mask needs the share of features to hide, such as random:0.5, got {region!r}")
+            raise ValueError(f"a random region needs the share of features to hide, such as random:0.5, got {region!r}")
         order = torch.rand(shape.numel(), generator=generator(seed)).argsort().argsort()
         return (order >= round(wanted * shape.numel())).reshape(shape)
     if region not in REGIONS[:-1]:
         raise ValueError(f"region (--region) must be one of {', '.join(REGIONS)}, got {region!r}")
     if len(shape) < 2 and name not in ("left", "right"):
         raise ValueError(
-            f"mask {region!r} needs images, but x has event_shape {tuple(shape)}: use left, right or random"
+            f"region {region!r} needs images, but x has event_shape {tuple(shape)}: use left, right or random"
         )
     mask = torch.ones(shape, dtype=torch.bool)
     height, width = (1, *shape)[-2:]
@@ -182,7 +184,7 @@ def hide(region: str, event_shape: Sequence[int], seed: int = 0) -> Tensor:
 
 
 class Imputer:
-    """Ways to make weighted draws of missing features; a program chooses one in `Program.completions`."""
+    """Methods for weighted draws of missing features; a program chooses one in `Program.completions`."""
 
     def __init__(
         self, num_samples: int, num_particles: int | None, num_temperatures: int, num_leapfrog: int, progress: bool
@@ -211,10 +213,10 @@ class Imputer:
         return self.annealed(_PathOfCells(program, x, mask, given, self.count(PARTICLES)))
 
     def chain(self, stepper: Features | Times, num_data: int) -> Weighted:
-        # Without a step the weights are equal, and the draws exact.
+        # Without a step the weights are equal, and the draws are exact.
         num_particles = self.count(PARTICLES) if len(stepper) else self.num_samples
         population = propagate(stepper, num_particles, num_data, progress=self.progress)
-        # What comes after the last observation is drawn for those alone that are kept.
+        # Features after the last observed one are drawn only for the particles that are kept.
         kept = take(population.state, systematic(population.log_weights, self.num_samples))
         return stepper.finish(kept), population.log_evidence.expand(self.num_samples, num_data)
 
@@ -234,7 +236,7 @@ class Imputer:
             if program.levels is not None:
                 raise ValueError(
                     f"there is no method to impute with {type(program).__name__}: its features are integers that "
-                    "depend on one another, without a chain rule to sample by"
+                    "depend on one another, and it is no chain over them"
                 ) from None
             return self.annealed(_PathOfReals(program, x, mask, given, self.count(PARTICLES)))
         log_prob = torch.where(mask, features.log_prob(x), 0.0).reshape(len(x), -1).sum(-1)
@@ -268,7 +270,7 @@ class Imputer:
 
 
 class _DrawMissing(poutine.messenger.Messenger):
-    """Draw what is missing of an autoregressive site given what is observed, which comes first in its order."""
+    """Draws the missing features of an autoregressive site, given observed features that come first in its order."""
 
     def __init__(self, name: str, x: Tensor, mask: Tensor):
         super().__init__()
@@ -291,7 +293,7 @@ class _PathOfReals(AnnealingPath):
     """The path from Normals to p(x), in unconstrained coordinates.
 
     The Normals are fitted to the program's own draws of each missing feature. The coordinates of observed features
-    move too, and mean nothing.
+    move too, but have no meaning.
     """
 
     def __init__(self, program: Conditional, x: Tensor, mask: Tensor, given: Any, num_chains: int):
@@ -330,7 +332,7 @@ class _PathOfCells(AnnealingPath):
     def __init__(self, program: Dequantized, x: Tensor, mask: Tensor, given: Any, num_chains: int):
         if not program.flow.tractable:
             raise ValueError(
-                f"there is no method to impute with Dequantized over {type(program.flow).__name__}: its p(v) is not "
+                f"there is no method to impute with a Dequantized {type(program.flow).__name__}: its p(v) is not "
                 "exact. Dequantize a dgm.Flow"
             )
         self.program, self.given, self.batch = program, given, (num_chains, len(x))
@@ -348,7 +350,7 @@ class _PathOfCells(AnnealingPath):
         return (v * self.program.levels).floor().clamp(0, self.program.levels - 1).long()
 
     def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        # u has the logistic density: that of the logit of a uniform place within the cell.
+        # u has the logistic density, that of the logit of a uniform position within the cell.
         start = (torch.nn.functional.logsigmoid(u) + torch.nn.functional.logsigmoid(-u)).sum(-1)
         volume = self.width.log().reshape(self.batch[1], -1).sum(-1)
         return start, self.program.flow.exact_log_prob(self._point_in_cells(u), self.given) + volume

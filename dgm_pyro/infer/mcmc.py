@@ -1,17 +1,17 @@
 r"""Markov chain Monte Carlo: draws from a posterior by the No-U-Turn sampler.
 
-From a place u with a momentum :math:`p \sim N(0, M)`, leapfrog steps of
+From a point u with a momentum :math:`p \sim N(0, M)`, leapfrog steps of
 
 .. math::
     \dot u = M^{-1} p, \qquad \dot p = \nabla \log p(u, y), \qquad
     H(u, p) = -\log p(u, y) + \tfrac{1}{2} p^\top M^{-1} p
 
-double a trajectory forwards or backwards until it turns round. The next place is one of its points, drawn in proportion
-to :math:`e^{-H}`. During the warm-up the step size follows the acceptance rate by dual averaging, and the diagonal of
-:math:`M^{-1}` the variances of the draws, in windows of growing length.
+double a trajectory forwards or backwards until it turns around. The next draw is one of its points, drawn in proportion
+to :math:`e^{-H}`. During the warm-up, dual averaging adapts the step size to the acceptance rate, and the diagonal of
+:math:`M^{-1}` is set to the variances of the draws, in windows of growing length.
 
-The chains are independent, each with a tree of its own. But the density and its gradient are evaluated for all of them
-in one call of tensor operations without Pyro's handlers (`Posterior.compiled`): four chains cost little more than one.
+The chains are independent, and each has its own tree. But the density and its gradient are evaluated for all chains in
+one call of tensor operations without Pyro's handlers (`Posterior.compiled`), so four chains cost little more than one.
 
 Sources: Hoffman and Gelman 2014 (arXiv 1111.4246); Betancourt 2017 (arXiv 1701.02434), appendix A, for the multinomial
 draws and the turns between subtrees; Carpenter et al. 2017 (Stan), for the windows; Vehtari et al. 2021 (arXiv
@@ -45,8 +45,8 @@ __all__ = ["Chains", "nuts"]
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 Walk = Generator[Array | None, tuple[float, Array], Any]
-DIVERGENT = 1000.0  # an error of H beyond which a trajectory is given up (Stan)
-MAX_R_HAT, MIN_ESS, MIN_BFMI = 1.01, 100, 0.3  # the effective size is that per chain (Vehtari et al.; Stan)
+DIVERGENT = 1000.0  # an error of H beyond which a trajectory counts as divergent (Stan)
+MAX_R_HAT, MIN_ESS, MIN_BFMI = 1.01, 100, 0.3  # the effective size is per chain (Vehtari et al.; Stan)
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class Chains(Result, Draws):
     """The result of `nuts`; ``chains[name]`` has the draws of a latent from all chains, ``(C * S, *site_shape)``.
 
     Attributes:
-        samples: of each latent and each `pyro.deterministic` site, ``(C, S, *site_shape)``.
+        samples: draws of each latent and each `pyro.deterministic` site, ``(C, S, *site_shape)``.
         u: the same draws as unconstrained vectors, ``(C, S, D)``.
-        diverging: where a trajectory was given up, as the density is too steep for the step size, ``(C, S)``.
-        tree_depth: how often each trajectory was doubled, ``(C, S)``.
+        diverging: whether each trajectory diverged, because the density is too steep for the step size, ``(C, S)``.
+        tree_depth: number of doublings of each trajectory, ``(C, S)``.
         energy: H, in nats, ``(C, S)``.
-        step_size: of each chain, ``(C,)``.
-        evaluations: how often the density and its gradient were computed, for all chains, warm-up included.
-        seconds: how long it took.
-        posterior: which was drawn; None for a `Program`.
+        step_size: step size of each chain, ``(C,)``.
+        evaluations: number of evaluations of the density and its gradient in all chains, including the warm-up.
+        seconds: duration of the sampling.
+        posterior: the `Posterior` that was drawn from; None for a `Program`.
     """
 
     samples: dict[str, Tensor]
@@ -101,26 +101,27 @@ class Chains(Result, Draws):
 
     @property
     def bfmi(self) -> Tensor:
-        """The energy Bayesian fraction of missing information of each chain, ``(C,)``; below 0.3 it mixes badly."""
+        """The energy Bayesian fraction of missing information of each chain, ``(C,)``; chains below 0.3 mix badly."""
         steps = self.energy.diff(dim=-1).square().mean(-1)
         return steps / self.energy.var(-1)
 
     def worst(self) -> dict[str, Any]:
-        """The diagnostics at their worst, over latents and chains: r_hat, ess_bulk, divergences and bfmi.
+        """The worst diagnostics over latents and chains: r_hat, ess_bulk, divergences and bfmi.
 
-        What `pyro.deterministic` states is left out, as it may be constant. Without ArviZ, r_hat and ess_bulk are None.
+        Sites of `pyro.deterministic` are left out, because they may be constant. Without ArviZ, r_hat and ess_bulk are
+        None.
         """
         found: dict[str, Any] = {"r_hat": None, "ess_bulk": None}
         names = self.samples if self.posterior is None else self.posterior.names
         with contextlib.suppress(ImportError):
             measured = self.diagnostics()
-            # Not Python's max and min, which drop the NaN of a chain that stands still.
+            # Not Python's max and min, which drop the NaN of a chain that does not move.
             found["r_hat"] = float(torch.stack([measured["r_hat"][name].max() for name in names]).max())
             found["ess_bulk"] = float(torch.stack([measured["ess_bulk"][name].min() for name in names]).min())
         return found | {"divergences": int(self.diverging.sum()), "bfmi": float(self.bfmi.min())}
 
     def faults(self) -> list[str]:
-        """Why the draws should not be trusted, in words; nothing if no diagnostic objects."""
+        """Why the draws are not reliable, in words; empty if all diagnostics are good."""
         worst, ess = self.worst(), MIN_ESS * len(self.u)
         found = []
         if worst["r_hat"] is not None and not worst["r_hat"] <= MAX_R_HAT:
@@ -161,7 +162,7 @@ class Chains(Result, Draws):
         return [Table(["latent", "mean", "sd", "bulk ESS", "tail ESS", "R-hat"], rows), self.summary()]
 
     def summary(self) -> str:
-        """`worst` and the cost, in a line."""
+        """`worst` and the cost, in one line."""
         worst, (chains, size) = self.worst(), self.u.shape[:2]
         mixing = "" if worst["r_hat"] is None else (
             f"R-hat at most {worst['r_hat']:.3f}, bulk ESS at least {worst['ess_bulk']:.0f}, ")  # fmt: skip
@@ -188,26 +189,26 @@ def nuts(
 ) -> Chains:
     """Draw from p(latents | x, given) with the No-U-Turn sampler.
 
-    Costs up to ``2 ** max_tree_depth`` gradients per draw; meant for a `Posterior`, or for tens of data with tens of
-    latents of a `Program`.
+    The cost is up to ``2 ** max_tree_depth`` gradients per draw. It is meant for a `Posterior`, or for a `Program` with
+    tens of data and tens of latents.
 
     Args:
         program: a `Posterior`; or a `Program` with continuous latents, whose diffusions are unrolled.
         x: ``(B, *event_shape)``, the data of a `Program`; a `Posterior` has its own.
         num_samples: S, draws of each chain after the warm-up.
-        warmup: draws of each chain thrown away while step size and mass matrix are adapted.
+        warmup: draws of each chain that are discarded while step size and mass matrix are adapted.
         given: ``(B, *given_shape)`` for a conditional program.
         num_chains: C; at least 2 for an R-hat.
         observed: further observed sites, such as labels.
         max_tree_depth: longest trajectory, as a power of two.
-        target_acceptance: what the step size is adapted to; raise it where trajectories diverge.
-        compile: whether `torch.compile` fuses the density, which takes some ten seconds before the first draw and pays
+        target_acceptance: acceptance rate to which the step size is adapted; raise it if trajectories diverge.
+        compile: whether `torch.compile` fuses the density, which takes about ten seconds before the first draw and pays
             off for many draws: see `Posterior.compiled`.
-        seed: the global random state is left as it was.
+        seed: seed of all draws; the global random state does not change.
         progress: whether to show a bar.
 
     Raises:
-        ValueError: a latent is discrete, there is none, or an argument does not fit.
+        ValueError: a latent is discrete, there are no latents, or an argument does not fit.
 
     >>> import torch, pyro, pyro.distributions as dist, dgm_pyro as dgm
     >>> def model(y):
@@ -231,7 +232,7 @@ def nuts(
 def _posterior_of(program: Program, x: Any, given: Any, observed: Mapping[str, Tensor]) -> Posterior:
     """The joint posterior of the latents of all data."""
     chain, batch = with_latent_chains(program), (len(x),)
-    with torch.no_grad():  # it says what is wrong with the latents
+    with torch.no_grad():  # raises if the latents do not fit
         Coordinates(joint_trace(chain, x, given=given, batch=batch, observed=observed), batch)
 
     def model() -> None:
@@ -256,7 +257,7 @@ def _sample_chains(
     try:
         start = posterior.initial(num_chains, seed=seed)
     except ValueError as error:
-        raise ValueError(f"NUTS found no latents at which the data are possible: {error}") from error
+        raise ValueError(f"NUTS found no latents with a positive density of the data: {error}") from error
     walks = [
         _chain_coroutine(
             place, num_samples, warmup, max_tree_depth, target_acceptance, np.random.default_rng([seed, chain])
@@ -279,7 +280,7 @@ def _walk_together(
     start: Tensor,
     advance: Callable[[int], Any],
 ) -> tuple[list[Any], int]:
-    """Run the chains, one evaluation of the density for all of them at a time; what each returns, and their number."""
+    """Run the chains with joint evaluations of the density; the result of each, and the number of evaluations."""
     first: list[Any] = [next(walk) for walk in walks]
     places, ends, evaluations = np.stack(first), dict[int, Any](), 0
     while len(ends) < len(walks):
@@ -313,12 +314,12 @@ class _Point:
 
 @dataclass(frozen=True)
 class _Tree:
-    """A trajectory, its ends in the order of time, and the point of it that was drawn."""
+    """A trajectory: its ends in the order of time, and the point drawn from it."""
 
     first: _Point
     last: _Point
     drawn: _Point
-    log_weight: float  # of all points, e^(H_0 - H)
+    log_weight: float  # log of the sum of e^(H_0 - H) over all points
     momentum: Array  # the sum over all points
     acceptance: float  # the sum over all points
     size: int
@@ -347,7 +348,7 @@ class _Metric:
 def _chain_coroutine(
     u: Array, num_samples: int, warmup: int, max_tree_depth: int, target: float, random: np.random.Generator
 ) -> Walk:
-    """A chain as a coroutine: it yields places and receives the density and its gradient there; None ends a draw."""
+    """A chain as a coroutine: it yields points and receives the density and its gradient there; None ends a draw."""
     metric = _Metric(1.0, np.ones_like(u))
     value, gradient = yield u
     adaptation = _DualAveraging(target)
@@ -401,7 +402,7 @@ def _grow(
     if depth == 0:
         new = yield from _leapfrog(point, metric.step if forwards else -metric.step, metric)
         gain = metric.level(new.value, new.p) - level
-        if not math.isfinite(gain):  # nothing of it is used
+        if not math.isfinite(gain):  # a divergent point is not used
             return _Tree(point, point, point, -math.inf, point.p, 0.0, 1, diverging=True)
         return _Tree(new, new, new, gain, new.p, math.exp(min(0.0, gain)), 1, diverging=gain < -DIVERGENT)
     near = yield from _grow(point, forwards, depth - 1, metric, level, random)
@@ -414,9 +415,9 @@ def _grow(
 def _join(
     near: _Tree, far: _Tree, forwards: bool, metric: _Metric, random: np.random.Generator, biased: bool = False
 ) -> _Tree:
-    """Two trajectories as one. Its draw is one of their draws, by weight; ``biased`` prefers the far one.
+    """Join two trajectories. The draw of the result is one of theirs, by weight; ``biased`` prefers the far one.
 
-    A far trajectory that turns or diverges ends the whole: its points are not drawn.
+    If the far trajectory turns or diverges, the whole ends, and no point of the far one is drawn.
     """
     acceptance, size = near.acceptance + far.acceptance, near.size + far.size
     before, after = (near, far) if forwards else (far, near)
@@ -438,7 +439,7 @@ def _join(
 
 
 def _first_step(u: Array, value: float, gradient: Array, metric: _Metric, random: np.random.Generator) -> Walk:
-    """A step size at which one step is accepted about four times in five, found by doubling or halving."""
+    """A step size at which about 80 % of single steps are accepted, found by doubling or halving."""
     step, direction = metric.step, 0
     for _ in range(50):
         p = random.standard_normal(len(u)) / np.sqrt(metric.variance)
@@ -476,9 +477,9 @@ class _DualAveraging:
 
 
 def _windows(warmup: int) -> list[tuple[int, int]]:
-    """From and to which draw variances are estimated: windows of 25 draws, 50, 100, ..., as Stan's.
+    """Start and end of the windows in which variances are estimated: 25 draws, 50, 100, ..., as in Stan.
 
-    The first 15 % of the warm-up are left out, and the last 10 %, in which the step size alone adapts.
+    They leave out the first 15 % and the last 10 % of the warm-up, in which only the step size adapts.
     """
     first, last, size = min(75, int(0.15 * warmup)), warmup - min(50, int(0.1 * warmup)), 25
     windows, start = list[tuple[int, int]](), first
@@ -490,7 +491,7 @@ def _windows(warmup: int) -> list[tuple[int, int]]:
 
 
 def _regularized(draws: Array) -> Array:
-    """Variances, drawn a little to 1e-3, as Stan's."""
+    """Variances, shrunk a little towards 1e-3, as in Stan."""
     size = len(draws)
     variance: Array = size / (size + 5) * draws.var(0, ddof=1) + 1e-3 * 5 / (size + 5)
     return variance

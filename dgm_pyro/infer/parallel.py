@@ -1,6 +1,6 @@
-"""Independent fits of a Pyro model in several processes, each of which sees what this one does.
+"""Independent fits of a Pyro model in several processes, with the state of this process.
 
-A process of its own knows neither the default dtype nor the param store of its parent, so both go with each task.
+A new process has neither the default dtype nor the param store of its parent, so both are sent with each task.
 """
 
 from __future__ import annotations
@@ -31,19 +31,21 @@ def run_fits(
     unit: str,
     progress: bool = False,
 ) -> list[Any]:
-    """What ``function`` returns for the arguments in each of the ``tasks``, in their order.
+    """The results of ``function(*task)`` for all ``tasks``, in their order.
 
-    Every task starts with the param store of now, and what it puts there goes with it.
+    Every task starts with the current param store; its own changes to it are discarded.
 
     Args:
-        jobs: how many processes, as for `dgm_pyro.jobs.in_parallel`.
-        what: the name of the bar.
-        unit: what the bar counts.
-        progress: whether to show it.
+        function: the function to call.
+        tasks: its arguments in each call.
+        jobs: number of processes, as for `dgm_pyro.jobs.in_parallel`.
+        what: name of the bar.
+        unit: unit that the bar counts.
+        progress: whether to show the bar.
 
     Raises:
         TypeError: a task cannot be sent to another process.
-        Interrupted: by a signal.
+        Interrupted: a signal arrived.
     """
     if jobs is not None:
         check_count(jobs, "jobs")
@@ -57,11 +59,11 @@ def run_fits(
                 found[i] = result
                 bar.update()
     except (pickle.PicklingError, BrokenExecutor) as error:
-        if isinstance(error, TerminatedWorkerError):  # it was killed, for want of memory, say
+        if isinstance(error, TerminatedWorkerError):  # the worker was killed, for example out of memory
             raise
         [*_, why] = [line for line in str(error.__cause__ or error).splitlines() if line.strip('" ')]  # of a traceback
         raise TypeError(
-            f"the model, or what is called with it, cannot be sent to another process ({why}): use jobs=1"
+            f"the model or one of its arguments cannot be sent to another process ({why}): use jobs=1"
         ) from error
     return [found[i] for i in range(len(numbered))]
 
@@ -69,7 +71,7 @@ def run_fits(
 def _run_in_same_state(
     function: Callable[..., Any], task: tuple[Any, ...], number: int, dtype: torch.dtype, state: Any
 ) -> tuple[int, Any]:
-    """A task where the default dtype and the param store are those of the process that has sent it."""
+    """Run a task with the default dtype and the param store of the process that sent it."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -1,10 +1,10 @@
-r"""The posterior of any program as a density to be explored: log p(latents) and log p(x | latents) at given latents.
+r"""The posterior of any program as a density: log p(latents) and log p(x | latents) at given latents.
 
 .. math::
     \log p(z \mid x) = \log p(z) + \log p(x \mid z) - \log p(x)
 
-Annealed importance sampling, HMC and NUTS move through unconstrained space: a site with a support such as the
-positive reals or the unit cube is the image of a real u, and the density of u has the factor :math:`|dz / du|`.
+Annealed importance sampling, HMC and NUTS work in unconstrained space: a site with a support such as the positive reals
+or the unit cube is the image of a real u, and the density of u has the factor :math:`|dz / du|`.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def log_joint(
     """log p(latents | given) and log p(x | latents, given) in nats, each of shape ``batch``.
 
     Args:
-        program: chains as they are to be stated; see `with_latent_chains`.
+        program: a program whose chains are already in the form to be stated; see `with_latent_chains`.
         x: ``(B, *event_shape)``.
-        latents: every latent site's value, ``(*batch, *site_shape)``.
+        latents: the value of every latent site, ``(*batch, *site_shape)``.
         batch: batch shape, such as ``(K, B)``.
-        observed: further observed sites, such as labels; they count to the second term.
-        mask: True where x is observed, ``(B, *event_shape)``; the second term is then that of these features.
+        observed: further observed sites, such as labels, which belong to the second term.
+        mask: True where x is observed, ``(B, *event_shape)``; the second term then has these features alone.
 
     Raises:
         ValueError: there is a mask, but p(x | latents) of the masked features alone has no closed form.
@@ -83,7 +83,7 @@ def log_joint(
     else:
         if program.variable not in likelihood:
             raise ValueError(
-                f"this {type(program).__name__} states x in parts, which cannot be masked: observe all of x"
+                f"this {type(program).__name__} states x at several sites, which cannot be masked: observe all of x"
             )
         site: Any = trace.nodes[program.variable]
         likelihood.remove(program.variable)
@@ -96,15 +96,15 @@ def feature_log_prob(distribution: Any, x: Tensor, mask: Tensor) -> Tensor:
     """log p of each observed feature given the observed ones before it, 0 elsewhere, ``(*batch, *event_shape)``.
 
     Raises:
-        ValueError: the missing features would have to be summed out.
+        ValueError: a missing feature comes before an observed one in the order of a chain.
     """
     if isinstance(distribution, AutoregressiveDistribution):
         p, order = distribution.program, torch.tensor(distribution.program.order, device=mask.device)
         seen = mask.flatten(1)[:, order]
         if not bool((seen[:, 1:] <= seen[:, :-1]).all()):
             raise ValueError(
-                "the likelihood is autoregressive, and a feature is observed after a missing one in its order: what "
-                "is missing would have to be summed out given the latents. Observe a prefix of the order"
+                "the likelihood is autoregressive, and in its order a missing feature comes before an observed one, so "
+                "the missing one would have to be summed out given the latents: observe a prefix of the order"
             )
         terms = p.factors.univariate(p.raw_parameters(x, distribution.given)).log_prob(x)
     else:
@@ -121,7 +121,7 @@ def joint_trace(
     batch: Sequence[int],
     observed: Mapping[str, Tensor] | None = None,
 ) -> poutine.Trace:
-    """The trace of the model at ``latents``; what is left out, x included, is drawn. Its ``_RETURN`` holds x."""
+    """The trace of the model at ``latents``; other sites, x included, are drawn. Its ``_RETURN`` holds x."""
     data = {**(latents or {}), **(observed or {})}
     with isolated(), poutine.trace() as traced, poutine.condition(data=data), batch_plates(batch):
         value = program.joint(program.variable, x, given)
@@ -152,23 +152,23 @@ class Coordinates:
     """One real vector u for all latents of a trace, ``(*batch, D)``.
 
     Args:
-        trace: of a model or a guide, with the latents unobserved; gives their supports and shapes.
+        trace: trace of a model or a guide with unobserved latents, for their supports and shapes.
         batch: batch shape.
 
     Raises:
-        ValueError: a latent is discrete, or there is none.
+        ValueError: a latent is discrete, or there are no latents.
     """
 
     def __init__(self, trace: poutine.Trace, batch: Sequence[int]):
         self.batch = tuple(batch)
         self.names = latent_sites(trace)
         if not self.names:
-            raise ValueError("the program has no latents to explore: its density is exact, use program.log_prob(x)")
+            raise ValueError("the program has no latents to infer: its density is exact, use program.log_prob(x)")
         nodes: Any = trace.nodes
         discrete = [name for name in self.names if nodes[name]["fn"].support.is_discrete]
         if discrete:
             raise ValueError(
-                f"the latents {', '.join(map(repr, discrete))} are discrete, but this method moves along gradients: "
+                f"the latents {', '.join(map(repr, discrete))} are discrete, but this method needs gradients: "
                 "observe them (observed={...}), sum them out, or use dgm.evaluate(program, data, num_particles=K)"
             )
         self.transforms = {name: biject_to(nodes[name]["fn"].support) for name in self.names}

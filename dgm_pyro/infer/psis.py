@@ -1,10 +1,11 @@
-r"""How good is q? Importance weights of its draws, with their Pareto tail smoothed.
+r"""Pareto-smoothed importance sampling: importance weights of draws of q, and whether they are reliable.
 
-Draws :math:`z_k \sim q` with the weights :math:`w_k = p(z_k, y) / q(z_k)` stand for the posterior, and the mean weight
-is the evidence p(y) without bias. Both rest on the largest weights. These follow a generalized Pareto distribution,
-whose shape :math:`\hat k` says how many moments the weights have. Above :math:`\min(1 - 1 / \log_{10} K, 0.7)` no
-number of draws in reach is enough: then q misses a part of the posterior. Below, the largest weights are replaced by
-the expected order statistics of the fitted distribution, which lowers the variance.
+Draws :math:`z_k \sim q` with the weights :math:`w_k = p(z_k, y) / q(z_k)` represent the posterior, and the mean weight
+is an unbiased estimate of the evidence p(y). Both depend on the largest weights. These follow a generalized Pareto
+distribution, whose shape :math:`\hat k` determines the number of finite moments of the weights. Above
+:math:`\min(1 - 1 / \log_{10} K, 0.7)` no practical number of draws is enough, because q misses a part of the posterior.
+Below, the largest weights are replaced by the expected order statistics of the fitted distribution, which lowers the
+variance.
 
 Sources: Vehtari et al. 2024 (Pareto smoothed importance sampling, arXiv 1507.02646); Zhang and Stephens 2009, for the
 fit; Yao et al. 2018 (Yes, but did it work?, arXiv 1802.02538), for the use on variational posteriors.
@@ -34,14 +35,14 @@ __all__ = ["Weighted", "psis", "smooth"]
 
 @dataclass(frozen=True)
 class Weighted(Result, Draws):
-    """The result of `psis`: weighted draws of q. B is the number of data; of a `Posterior` that dimension is missing.
+    """The result of `psis`: weighted draws of q. B is the number of data, which is left out for a `Posterior`.
 
     Attributes:
-        log_weights: log p(z_k, y) - log q(z_k) in nats, ``(K, B)``; the mean of their exponentials is p(y).
+        log_weights: log p(z_k, y) - log q(z_k) in nats, ``(K, B)``; the mean weight is an unbiased estimate of p(y).
         smoothed: log of the smoothed weights, which sum to one, ``(K, B)``.
         k_hat: the shape of the tail, ``(B,)``.
-        u: the draws as unconstrained vectors, ``(K, D)``, of a `Posterior`; else None.
-        posterior: which the guide approximates; None for a `Program`.
+        u: the draws as unconstrained vectors, ``(K, D)``, for a `Posterior`; else None.
+        posterior: the `Posterior` that the guide approximates; None for a `Program`.
     """
 
     log_weights: Tensor
@@ -72,12 +73,12 @@ class Weighted(Result, Draws):
 
     @property
     def effective_size(self) -> Tensor:
-        """The number of posterior draws that the smoothed ones are worth, ``(B,)``."""
+        """The effective sample size of the smoothed weights, ``(B,)``."""
         return 1 / (2 * self.smoothed).exp().sum(0)
 
     @property
     def threshold(self) -> float:
-        """The k_hat up to which K weights can be trusted (Vehtari et al. 2024, section 3.2)."""
+        """The k_hat up to which K weights are reliable (Vehtari et al. 2024, section 3.2)."""
         return min(1 - 1 / math.log10(len(self.log_weights)), 0.7)
 
     @property
@@ -117,19 +118,19 @@ def psis(
     num_particles: int = 1000,
     seed: int = 0,
 ) -> Weighted:
-    """Weigh draws of a guide, smooth the weights, and say by k-hat whether they can be trusted.
+    """Weigh draws of a guide, smooth the weights, and check by k-hat whether they are reliable.
 
     Args:
-        program: a `Posterior`, with its ``guide``; or a `Program`, which has one.
+        program: a `Posterior`, with a ``guide``; or a `Program`, which has its own.
         x: ``(B, *event_shape)``, the data of a `Program`; a `Posterior` has its own.
         given: ``(B, *given_shape)`` for a conditional program.
-        guide: what is to be judged, fitted: `dgm.guides.auto`, any of Pyro's AutoGuides, a guide of your own, or a
+        guide: the fitted guide to check: from `dgm.guides.auto`, any of Pyro's AutoGuides, a guide of your own, or a
             distribution of u, such as a `Conditional` on ``(D,)``.
         num_particles: K, at least 25.
-        seed: the global random state is left as it was.
+        seed: seed of all draws; the global random state does not change.
 
     Raises:
-        TypeError, ValueError: the guide does not fit the posterior, or an argument is wrong.
+        TypeError, ValueError: the guide does not fit the posterior, or an argument does not fit.
 
     >>> import torch, pyro, pyro.distributions as dist, dgm_pyro as dgm
     >>> def model(y):
@@ -161,10 +162,10 @@ def smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Pareto-smoothed log weights that sum to one, and k-hat.
 
     Args:
-        log_weights: in nats, ``(K, *batch)``, K at least 25.
+        log_weights: log weights in nats, ``(K, *batch)``, K at least 25.
 
     Returns:
-        ``(K, *batch)`` and ``batch``; k-hat is infinite where fewer than five weights differ.
+        The log weights, ``(K, *batch)``, and k-hat, ``batch``, which is infinite where fewer than five weights differ.
     """
     check_dense(log_weights, "log_weights")
     flat = log_weights.double().reshape(len(log_weights), -1)
@@ -188,17 +189,17 @@ def _smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
             p = (torch.arange(len(tail), dtype=excess.dtype, device=excess.device) + 0.5) / len(tail)
             quantiles = scale * torch.expm1(-k_hat * torch.log1p(-p)) / k_hat
             log_weights = log_weights.index_copy(0, tail, (quantiles + cutoff.exp()).log())
-    # No weight is above the largest before.
+    # No smoothed weight exceeds the largest raw one.
     return log_weights.clamp_max(0).log_softmax(0), k_hat
 
 
 def _fit_pareto(excess: Tensor) -> tuple[Tensor, Tensor]:
     """Shape and scale of a generalized Pareto distribution, by the mean of a quasi-posterior on a grid.
 
-    The shape is drawn to 0.5 as if by ten more data.
+    The shape is shrunk towards 0.5 with the weight of ten more data.
 
     Args:
-        excess: over the threshold, in ascending order, ``(n,)``.
+        excess: excesses over the threshold in ascending order, ``(n,)``.
     """
     n, grid = len(excess), 30 + int(math.sqrt(len(excess)))
     i = torch.arange(1, grid + 1, dtype=excess.dtype, device=excess.device)

@@ -1,30 +1,30 @@
-r"""Sequential Monte Carlo: weighted particles that follow a chain of densities, and are resampled on the way.
+r"""Sequential Monte Carlo: weighted particles that follow a chain of densities, with resampling.
 
-A chain of unnormalized densities :math:`\gamma_1(s_1), \gamma_2(s_{1:2}), \dots` ends in the one that is wanted. Step i
-draws :math:`s_i \sim r(s_i \mid s_{<i})` for every particle and multiplies its weight by
+A chain of unnormalized densities :math:`\gamma_1(s_1), \gamma_2(s_{1:2}), \dots` ends in the target. Step i draws
+:math:`s_i \sim r(s_i \mid s_{<i})` for every particle and multiplies its weight by
 
 .. math::
     \frac{\gamma_i(s_{1:i})}{\gamma_{i-1}(s_{1:i-1})\, r(s_i \mid s_{<i})}.
 
-Where few particles carry the weight, K are drawn in proportion to it and start again with equal weights. The product of
-the mean weights before each such draw estimates the last density's normalizer without bias.
+If few particles have most of the weight, K particles are drawn in proportion to it and continue with equal weights. The
+product of the mean weights before each such draw is an unbiased estimate of the last density's normalizer.
 
-Two chains are the program's own. *Features* of an autoregressive model, in its order: missing ones are drawn from
-the model, observed ones multiply the weight by :math:`p(x_i \mid x_{<i})`. *Times* of a diffusion, T to 1: what is
-observed is drawn from the noising guide :math:`q(x_{t-1} \mid x_t, x_0)`, what is missing from the model, and
+Two chains are those of a program. *Features* of an autoregressive model, in its order: missing features are drawn from
+the model, and observed ones multiply the weight by :math:`p(x_i \mid x_{<i})`. *Times* of a diffusion, T to 1: observed
+features are drawn from the noising guide :math:`q(x_{t-1} \mid x_t, x_0)`, missing ones from the model, and
 
 .. math::
     \gamma_t(x_{t:T}) = q_t \left(\frac{p(x_{t:T})}{q_t}\right)^{a_t} \psi_t(x_t)^{b_t}, \qquad
     \psi_t(x_t) = p(x_0 \mid x_1)\big|_{\hat x_0(x_1) \to \hat x_0(x_t)}, \qquad a_1 = b_1 = 1,
 
-where :math:`q_t` is the density of the draws so far. :math:`\psi_t` looks ahead: it is the likelihood of the data given
-what the denoiser makes of x_t already, as wide as that may be off. At t = 1 it is the likelihood itself, so the last
-density is the model's: twisting changes the variance, not the expectation. The powers are the least-squares slopes of a
-particle's last log weight on the two logarithms, from a preliminary run: where they predict nothing, both are 0 and
-cause no resampling.
+where :math:`q_t` is the density of the draws so far. :math:`\psi_t` is a look-ahead: the likelihood of the data given
+the denoiser's prediction from x_t, with the variance of its error. At t = 1 it is the likelihood itself, so the last
+density is the model's, and twisting changes the variance but not the expectation. The powers are the least-squares
+slopes of a particle's last log weight on the two logarithms, from a preliminary run. If these predict nothing, both
+powers are 0 and cause no resampling.
 
 A third chain is that of *temperatures*, for any program with continuous latents and for a `Posterior`: the densities of
-`dgm_pyro.infer.ais`, with a Hamiltonian move at each.
+`dgm_pyro.infer.ais`, with a Hamiltonian move at each temperature.
 
 Sources: Doucet and Johansen 2009 (a tutorial); for twisting in diffusions, Wu et al. 2023 (arXiv 2306.17775), of which
 this is the variant with the guide as the proposal of what is observed; Del Moral, Doucet and Jasra 2006, for
@@ -61,7 +61,7 @@ State = dict[str, Tensor]
 
 
 class Stepper(Protocol):
-    """A chain of densities. All tensors of a state are ``(K, B, ...)``; log weights ``(K, B)``, in nats."""
+    """A chain of densities. All tensors of a state are ``(K, B, ...)``; log weights are ``(K, B)``, in nats."""
 
     def __len__(self) -> int:
         """Number of steps after the start."""
@@ -70,7 +70,7 @@ class Stepper(Protocol):
         """The first state of ``batch`` = (K, B) particles, and its log weights."""
 
     def step(self, i: int, state: State) -> tuple[State, Tensor]:
-        """The state after step i = 0, 1, .., and the increments of the log weights."""
+        """The state after step i = 0, 1, ..., and the increments of the log weights."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ class Population(Draws):
     """Weighted particles.
 
     Attributes:
-        state: by name, ``(K, B, ...)``.
-        log_weights: ``(K, B)``, in nats; the mean of their exponentials estimates the normalizer without bias.
-        log_evidence: log of that mean, ``(B,)``: on average below the log normalizer.
-        resampled: how often each datum's particles were resampled, ``(B,)``.
-        posterior: of which they are draws; None for a `Program`.
+        state: tensors by name, ``(K, B, ...)``.
+        log_weights: ``(K, B)``, in nats; the mean weight is an unbiased estimate of the normalizer.
+        log_evidence: log of the mean weight in nats, ``(B,)``: on average below the log normalizer.
+        resampled: number of resamplings of each datum's particles, ``(B,)``.
+        posterior: the `Posterior` that was drawn from; None for a `Program`.
     """
 
     state: State
@@ -105,7 +105,7 @@ def propagate(
     """Run ``stepper`` for ``num_particles`` of each of ``num_data`` data.
 
     Args:
-        threshold: resample a datum's particles when their effective number falls below this share of them.
+        threshold: share of the particles; a datum's particles are resampled when their effective number is below it.
         progress: whether to show a bar.
     """
     check_counts(num_particles=num_particles, num_data=num_data)
@@ -116,7 +116,7 @@ def propagate(
     resampled = torch.zeros(num_data, dtype=torch.long, device=log_weights.device)
     for i in tqdm(range(len(stepper)), desc="propagate", unit="step", disable=not progress, leave=False):
         poor = effective_number(log_weights) < threshold * num_particles
-        # Asked for at each step, as what some datum needs must not move the noise of the others.
+        # Drawn at each step, because resampling of one datum must not change the noise of the others.
         chosen = systematic(log_weights, num_particles)
         if bool(poor.any()):
             same = torch.arange(num_particles, device=chosen.device).unsqueeze(-1).expand(batch)
@@ -130,7 +130,7 @@ def propagate(
 
 
 def effective_number(log_weights: Tensor) -> Tensor:
-    """1 / sum of squared normalized weights, between 1 and K, ``(B,)``."""
+    """The effective sample size, 1 / sum of squared normalized weights, between 1 and K, ``(B,)``."""
     return 1 / (2 * log_weights.log_softmax(0)).exp().sum(0)
 
 
@@ -139,8 +139,8 @@ def systematic(log_weights: Tensor, num_particles: int) -> Tensor:
 
     Each of the K is drawn ``num_particles`` times its normalized weight on average.
 
-    One uniform draw places an even comb on the cumulated weights, so a particle comes up twice only if its weight is
-    above 1 / num_particles, and always if it is above 2 / num_particles.
+    One uniform draw places evenly spaced points on the cumulative weights. So a particle is drawn twice only if its
+    weight is above 1 / num_particles, and always if it is above 2 / num_particles.
     """
     edges = log_weights.softmax(0).cumsum(0)
     with noise.drawing(edges.shape):
@@ -156,10 +156,10 @@ def take(state: State, indices: Tensor) -> State:
 
 
 ACCEPTANCE = 0.65
-"""What the moves of a tempered run are adapted to."""
+"""Acceptance rate to which the moves of a tempered run are adapted."""
 
 TUNING = 32
-"""Particles of a datum, at least, in the preliminary run that sets the powers of its look-ahead."""
+"""Smallest number of particles per datum in the preliminary run that sets the powers of the look-ahead."""
 
 # -- the chains --------------------------------------------------------------------------------------------------------
 
@@ -167,13 +167,13 @@ TUNING = 32
 class Features:
     """The features of an autoregressive model in its order, some of them observed.
 
-    The steps go from the first feature that some datum misses to the last that some datum has; `finish` draws those
-    after it. Each continues the previous one: the network's cache of the particles is kept here, not in a state. The
-    "row" of a state is the place of each particle at the last step.
+    The steps go from the first feature that any datum misses to the last feature that any datum has; `finish` draws
+    the features after it. Each step continues the previous one, because the network's cache of the particles is held
+    here and not in a state. The "row" of a state is the index of each particle at the last step.
 
     Args:
         program: p(x).
-        x: ``(B, *event_shape)``; what is missing is never read.
+        x: ``(B, *event_shape)``; missing features are never read.
         mask: True where observed, ``(B, *event_shape)``.
         given: ``(B, *given_shape)`` for a conditional program.
     """
@@ -227,17 +227,17 @@ class Features:
         return self._state(self.program.place(state["x"], i, value))
 
     def _take_resampled(self, state: State) -> None:
-        """Take the particles that a resampling has left, where there was one."""
-        if state["row"] is not self.row:  # not by its values, which would be to wait for the device at every step
+        """Keep the particles that a resampling has chosen, if there was one."""
+        if state["row"] is not self.row:  # not by values, because reading them would wait for the device at every step
             self.chain.take(state["row"])
 
 
 class Times:
-    """The times of a diffusion, T to 1, with x_0 observed in part or as a whole.
+    """The times of a diffusion, T to 1, with x_0 partly or fully observed.
 
     Args:
-        program: p(x), either form.
-        x: ``(B, *event_shape)``; what is missing is never read.
+        program: p(x), plated or unrolled.
+        x: ``(B, *event_shape)``; missing features are never read.
         mask: True where observed, ``(B, *event_shape)``.
         given: ``(B, *given_shape)`` for a conditional program.
     """
@@ -250,7 +250,7 @@ class Times:
         self.powers = self.x0.new_ones(self.program.num_steps + 1, 2, 1)
 
     def tune(self, num_particles: int, progress: bool = False) -> None:
-        """Set each datum's powers by a run with particles of its own, ``num_particles`` of them or `TUNING`."""
+        """Set each datum's powers by a preliminary run with ``num_particles`` or at least `TUNING` particles."""
         num_particles = max(num_particles, TUNING)
         self.powers = self.x0.new_ones(self.program.num_steps + 1, 2, len(self.x))
         state, _ = self.start((num_particles, len(self.x)))
@@ -292,7 +292,7 @@ class Times:
         return state, log_gamma - before
 
     def finish(self, state: State) -> Tensor:
-        """x_0 with what is missing drawn from p(x_0 | x_1), ``(*batch, *event_shape)``."""
+        """x_0 with its missing features drawn from p(x_0 | x_1), ``(*batch, *event_shape)``."""
         return torch.where(self.mask, self.x, self.program.likelihood(self._denoised(state)).sample())
 
     def _state(self, x_t: Tensor, t: int, log_path: Tensor) -> tuple[State, Tensor]:
@@ -324,12 +324,12 @@ class Times:
 
 
 class Tempered:
-    """The densities of an annealing path, one temperature after the other, and a move at each.
+    """The densities of an annealing path, one temperature after another, with a move at each.
 
     Args:
-        annealing_path: from a density that can be drawn to the posterior.
+        annealing_path: path from a tractable density to the posterior.
         betas: inverse temperatures, 0 to 1, ``(T + 1,)``.
-        step_sizes: of the moves, by temperature and datum, ``(T + 1, B)``.
+        step_sizes: step sizes of the moves, by temperature and datum, ``(T + 1, B)``.
         transition: as for `dgm_pyro.infer.ais.ais`.
     """
 
@@ -365,29 +365,32 @@ def smc(
     seed: int = 0,
     progress: bool = False,
 ) -> Population:
-    """Estimate log p(x | given) by sequential Monte Carlo: of a diffusion along its chain, else by tempering.
+    """Estimate log p(x | given) by sequential Monte Carlo: along the chain of a diffusion, else by tempering.
 
-    A diffusion costs one pass of the denoiser per particle and time, as the importance-weighted bound does with as many
-    particles, and an eighth more, or 32 particles, for the preliminary run of each datum. Other programs, and a
-    `Posterior`, are annealed as by `dgm.infer.ais`, the particles being resampled on the way: they cost about
-    ``1.25 * num_temperatures * (num_leapfrog + 2)`` gradients per particle. The estimate of a datum does not depend on
-    the others.
+    A diffusion costs one pass of the denoiser per particle and time, like the importance-weighted bound with the same
+    number of particles, plus an eighth, or 32 particles, for the preliminary run of each datum. Other programs, and a
+    `Posterior`, are annealed as by `dgm.infer.ais`, with resampling. They cost about
+    ``1.25 * num_temperatures * (num_leapfrog + 2)`` gradients per particle. The estimate for a datum does not depend on
+    the other data.
 
     Args:
         program: a `Posterior`, or a `Program` with continuous latents.
         x: ``(B, *event_shape)``, the data of a `Program`; a `Posterior` has its own.
         given: ``(B, *given_shape)`` for a conditional program.
         num_particles: K. Memory grows with ``K * B``.
-        threshold: resample when the effective number of particles falls below this share of K; 0 never does, and is
-            importance sampling.
-        num_temperatures, num_leapfrog, initial, observed: of the annealing, as for `dgm.infer.ais`; a diffusion has
-            none.
-        seed: the global random state is left as it was.
+        threshold: resample when the effective number of particles falls below this share of K; 0 never resamples,
+            which is importance sampling.
+        num_temperatures, num_leapfrog, initial, observed: options of the annealing, as for `dgm.infer.ais`; not used
+            for a diffusion.
+        seed: seed of all draws; the global random state does not change.
         progress: whether to show bars.
 
     Returns:
-        The particles; a tempered population's state has the latents by name. Of a `Posterior`, nothing has the
-        dimension B.
+        The particles; for tempering, their state has the latents by name. For a `Posterior`, the dimension B is left
+        out.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
 
     >>> import torch, dgm_pyro as dgm
     >>> program = dgm.Diffusion(2, dgm.networks.DenoisingMLP((2,), (8,)), num_steps=5)

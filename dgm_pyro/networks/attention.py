@@ -1,13 +1,13 @@
-r"""A causal transformer: attention in which every place of the order looks back, and never ahead.
+r"""A causal transformer: attention of every place in the order to earlier places only.
 
-The features, in their order, are a sequence :math:`x_1, \dots, x_D`. The token at place i is x_{i-1}, embedded, plus an
-embedding of the place (at the first place there is a learned start instead), and the output of the layers there gives
+The features, in their order, are a sequence :math:`x_1, \dots, x_D`. The token at place i is the embedding of x_{i-1}
+(at the first place, a learned start token) plus an embedding of the place. The output of the layers at place i gives
 the parameters of :math:`p(x_i \mid x_{<i})`. A layer is
 
 .. math::
     h \leftarrow h + \mathrm{attention}(\mathrm{norm}(h)), \qquad h \leftarrow h + \mathrm{mlp}(\mathrm{norm}(h))
 
-where the query of place i meets the keys and values of the places :math:`\le i`. These no longer change, so
+where the query of place i attends to the keys and values of the places :math:`\le i`. These do not change later, so
 `CausalTransformer.cache` keeps them and computes one place at a time.
 
 Sources: Vaswani et al. 2017 (arXiv 1706.03762); norms before the layers: Xiong et al. 2020 (arXiv 2002.04745); pixels
@@ -68,7 +68,7 @@ class AttentionLayer(nn.Module):
         return self._add_attended(h, F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
     def next(self, h: Tensor, keys: Growing, values: Growing) -> Tensor:
-        """The layer at one more place, ``(N, 1, width)``, given the keys and values of those before it."""
+        """The layer at one more place, ``(N, 1, width)``, given the keys and values of the places before it."""
         q, k, v = self._queries_keys_values(h)
         return self._add_attended(h, F.scaled_dot_product_attention(q, keys.append(k), values.append(v)))
 
@@ -88,15 +88,15 @@ class CausalTransformer(nn.Module):
 
     Args:
         in_shape: shape of one x, of D features; an int D for vectors.
-        num_parameters: P, how many parameters a feature has.
-        width: of the tokens; a multiple of ``heads``.
-        layers: how many.
-        heads: how many attentions per layer, each on a part of the width.
+        num_parameters: P, the number of parameters per feature.
+        width: width of the tokens, a multiple of ``heads``.
+        layers: number of layers.
+        heads: number of attention heads per layer, each on a part of the width.
         order: "natural" (row by row), or the D flat indices of the features, first to last.
         given_shape: shape of one ``given``, for ``network(x, given)``; its embedding is added to every token.
         num_classes: number of class labels, where ``given`` is a label.
-        levels: x takes the integers 0 .. levels - 1, each with an embedding of its own; reals are embedded linearly.
-        dropout: share of what each layer adds that is dropped in training.
+        levels: x takes the integers 0 .. levels - 1, each with its own embedding; reals are embedded linearly.
+        dropout: share of each layer's contribution that is dropped in training.
 
     Attributes:
         order: the flat indices of the features, first to last.

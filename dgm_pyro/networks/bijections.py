@@ -1,22 +1,22 @@
-r"""Bijections: the pieces x = f(z) that normalizing flows are stacked from.
+r"""Bijections x = f(z), of which normalizing flows are stacks.
 
 .. math::
     \log p(x) = \log p(z) + \log \left| \det \frac{\partial z}{\partial x} \right|, \qquad z = f^{-1}(x)
 
 A `Bijection` acts on vectors: ``forward`` maps z to x, ``inverse`` maps x to z, and each returns the log-determinant of
-its own map: the two have opposite signs. There are three kinds:
+its own map, so the two have opposite signs. There are three kinds:
 
 - `Univariate` maps, monotone functions of one variable with P raw parameters: `Affine`, `RationalQuadraticSpline`;
-- bijections that apply any of them to single features, and say where its parameters come from: `Elementwise` (free, or
-  from ``given``), `Coupling` (from other features), `MaskedAutoregressive` (from the features before);
-- fixed and linear ones between them: `Permutation`, `LULinear`, `ActNorm`, and `NormalCDF` or `Sigmoid` at the end of
-  flows on the unit cube.
+- bijections that apply a univariate map to single features, with parameters that are free or from ``given``
+  (`Elementwise`), from other features (`Coupling`), or from the features before (`MaskedAutoregressive`);
+- fixed and linear bijections between them: `Permutation`, `LULinear`, `ActNorm`, and `NormalCDF` or `Sigmoid` at the
+  end of flows on the unit cube.
 
-`Inverse` turns any of them round. So RealNVP is `Coupling` with `Affine`, NSF is `Coupling` or `MaskedAutoregressive`
+`Inverse` swaps the two directions. So RealNVP is `Coupling` with `Affine`, NSF is `Coupling` or `MaskedAutoregressive`
 with `RationalQuadraticSpline`, MAF is `MaskedAutoregressive` with `Affine`, and IAF is the inverse of MAF.
 
-Univariate maps are written from x to z, the direction of training: scoring evaluates them, sampling solves them. Zero
-parameters make the identity.
+Univariate maps are defined from x to z, the direction of training: scoring evaluates them, and sampling inverts them.
+With zero parameters they are the identity.
 
 Sources: Dinh et al. 2017 (RealNVP, arXiv 1605.08803); Papamakarios et al. 2017 (MAF, arXiv 1705.07057); Kingma et al.
 2016 (IAF, arXiv 1606.04934); Durkan et al. 2019 (NSF, arXiv 1906.04032); Kingma and Dhariwal 2018 (Glow, arXiv
@@ -58,18 +58,18 @@ __all__ = [
 
 
 class Univariate(nn.Module):
-    """A monotone map of one variable with ``num_parameters`` raw parameters, zeros making it the identity.
+    """A monotone map of one variable with ``num_parameters`` raw parameters; with zeros it is the identity.
 
     Attributes:
         num_parameters: P.
-        unit: whether it maps the unit interval onto itself, rather than the real line.
+        unit: whether it maps the unit interval onto itself, instead of the real line.
     """
 
     num_parameters: int
     unit: bool = False
 
     def inverse(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """x to z, and log dz/dx: ``x`` is (N, D), ``raw`` is (N, P, D) or (P, D), both results are (N, D)."""
+        """x to z, and log dz/dx, (N, D) each, for ``x`` (N, D) and ``raw`` (N, P, D) or (P, D)."""
         raise NotImplementedError
 
     def forward(self, z: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +106,7 @@ class Affine(Univariate):
 
 
 def bounded(raw: Tensor, bound: float) -> Tensor:
-    """``raw`` near 0, and within (-bound, bound) everywhere."""
+    """A function that is close to ``raw`` near 0 and stays within (-bound, bound)."""
     return raw / (1 + raw.abs() / bound)
 
 
@@ -123,14 +123,17 @@ class RationalQuadraticSpline(Univariate):
 
     and from z to x, t is the root of a quadratic. Value and derivative are continuous everywhere.
 
-    Places are measured from the nearer end of the box, to full precision there. In the middle of it the rounding error
-    of single precision is a part of the box, so that among bins as narrow as `SMALLEST` a log-slope may be off by 0.01.
+    Positions are measured from the nearer end of the box, with full precision there. In the middle, the rounding error
+    in single precision is relative to the box, so among bins as narrow as `SMALLEST` a log-slope may be off by 0.01.
 
     Args:
-        bins: how many.
-        low, high: the box. With (0, 1), the map is one of the unit interval onto itself.
-        tails: "identity" beyond the box, P = 3 bins - 1 (widths, heights, inner derivatives); or "linear", which frees
-            the two outer derivatives and continues with them, P = 3 bins + 1.
+        bins: number of bins.
+        low, high: ends of the box. With (0, 1), the map is from the unit interval onto itself.
+        tails: "identity" beyond the box, P = 3 bins - 1 (widths, heights, inner derivatives); or "linear", with two
+            more parameters for the outer derivatives, P = 3 bins + 1.
+
+    Raises:
+        ValueError: an argument does not fit; the message names it.
     """
 
     SMALLEST = 1e-3  # a bin, as a part of the box, and a derivative (Durkan et al. 2019, their code)
@@ -163,8 +166,8 @@ class RationalQuadraticSpline(Univariate):
         inside = place.clamp_min(0)
         w, h, x0, z0, d0, d1 = self._bin_parameters(inside, raw, axis=1)
         s, q = h / w, ((inside - z0) / h).clamp(0, 1)
-        # The quadratic formula cancels to nothing in single precision. Here g + r > 0 is what is left of its divisor
-        # beside 2 s q, and r^2 - g^2 = 4 s^2 q (1 - q) gives it where g and r would cancel.
+        # The quadratic formula would cancel in single precision. Here g + r > 0 is its divisor minus 2 s q, and
+        # r^2 - g^2 = 4 s^2 q (1 - q) gives it where g and r would cancel.
         g, product = d0 * (1 - q) - d1 * q, 4 * s.square() * q * (1 - q)
         r = (g.square() + product).sqrt()
         rest = torch.where(g < 0, product / (r + g.abs()), g + r)
@@ -173,9 +176,9 @@ class RationalQuadraticSpline(Univariate):
         return back(x0 + w * t + log_slope.exp() * (place - inside)), log_slope
 
     def _from_nearer_end(self, value: Tensor, raw: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """How far the nearer end of the box is, as a part of it, the spline seen from there, and the way back.
+        """The distance to the nearer end of the box, relative to the box, the spline from that end, and the map back.
 
-        Seen from the other end, a narrow bin beside this one would be known only to the rounding error of the box.
+        From the other end, a narrow bin near this one would be known only up to the rounding error of the box.
         """
         above = value > (self.low + self.high) / 2
         place = torch.where(above, self.high - value, value - self.low) / self.size
@@ -188,8 +191,8 @@ class RationalQuadraticSpline(Univariate):
         raw_sizes, raw_derivatives = raw.split((2 * self.bins, self.num_parameters - 2 * self.bins), -2)
         sizes = torch.softmax(raw_sizes.unflatten(-2, (2, self.bins)), -2)
         sizes = sizes * (1 - self.bins * self.SMALLEST) + self.SMALLEST
-        # Bins are picked by sums under 0-1 masks: they fuse when compiled, and no gradient has to be scattered, as it
-        # does behind a gather.
+        # Bins are picked by sums with 0-1 masks, which fuse when compiled and, unlike a gather, need no scatter in the
+        # backward pass.
         edges = sizes[..., axis, :-1, :].cumsum(-2)
         past = (inside.unsqueeze(-2) >= edges).to(raw.dtype)
         before = F.pad(past, (0, 0, 0, 1))
@@ -218,14 +221,14 @@ def _log_slope(s: Tensor, t: Tensor, d0: Tensor, d1: Tensor) -> Tensor:
 class Bijection(nn.Module):
     """An invertible map x = f(z) of vectors.
 
-    To write one, give `forward` and `inverse`, and set what applies:
+    To write one, define `forward` and `inverse`, and set the attributes that apply:
 
     Attributes:
-        num_features: D; None if any will do.
+        num_features: D; None if any number is allowed.
         given_shape: shape of one ``given``, ``()`` for class labels; None if the map takes none.
-        num_classes: how many labels ``given`` may take; None where it is no label.
-        domain, codomain: "real" or "unit", where the features of z and of x lie: the real line or the unit interval;
-            "any" on both sides if the map works on either and stays there.
+        num_classes: number of classes, where ``given`` is a label; None where it is not.
+        domain, codomain: the set of z and of x in each feature: "real" (the real line) or "unit" (the unit interval);
+            "any" for both if the map works on either set and stays in it.
     """
 
     num_features: int | None = None
@@ -243,12 +246,12 @@ class Bijection(nn.Module):
         raise NotImplementedError
 
     def initialize(self, x: Tensor) -> None:
-        """Start from the data ``x``, (N, D), what starts from data: `ActNorm`."""
+        """Initialize from the data ``x``, (N, D), any part that needs it, such as `ActNorm`."""
 
 
 @register
 class Inverse(Bijection):
-    """Another bijection turned round: x is its z. ``Inverse(MaskedAutoregressive(...))`` is IAF."""
+    """The inverse of another bijection, whose z is this x. ``Inverse(MaskedAutoregressive(...))`` is IAF."""
 
     def __init__(self, bijection: Bijection):
         super().__init__()
@@ -267,7 +270,7 @@ class Inverse(Bijection):
 
 @register
 class Elementwise(Bijection):
-    """A univariate map of each feature, its parameters free or from ``given``.
+    """A univariate map of each feature, with free parameters or with parameters from ``given``.
 
     Args:
         num_features: D.
@@ -303,7 +306,7 @@ class Elementwise(Bijection):
 
 @register
 class Coupling(Bijection):
-    r"""Some features pass unchanged, and decide how the others are mapped (Dinh et al. 2017, section 3.2).
+    r"""Some features pass unchanged, and determine the map of the others (Dinh et al. 2017, section 3.2).
 
     .. math::
         x_A = z_A, \qquad x_B = u(z_B; \mathrm{network}(z_A))
@@ -313,8 +316,8 @@ class Coupling(Bijection):
     Args:
         passes: D booleans, True for the features A; some must be True and some False.
         univariate: u.
-        network: maps ``(N, |A|)``, or its own ``(N, *in_shape)`` of as many features, to ``(N, P, |B|)`` or any shape
-            of as many numbers in that order; if it has a ``given_shape``, it is called with ``given`` too.
+        network: maps ``(N, |A|)``, or ``(N, *in_shape)`` with that number of features, to ``(N, P, |B|)`` or any shape
+            with that number of values in that order; if it has a ``given_shape``, it is called with ``given`` too.
     """
 
     passing: Tensor
@@ -352,14 +355,14 @@ class Coupling(Bijection):
 
 @register
 class MaskedAutoregressive(Bijection):
-    r"""Each feature is mapped as the features of x before it say (Papamakarios et al. 2017, section 3.1).
+    r"""A map of each feature that depends on the features of x before it (Papamakarios et al. 2017, section 3.1).
 
     .. math::
         x_i = u(z_i; \mathrm{network}(x_{<i}))
 
-    From x to z all features go at once, from z to x one after the other: with a network that has a `cache` for what one
-    pass costs, with any other in D passes. Its `Inverse` has it the other way round: sampling in one call, which a
-    VAE's encoder needs.
+    From x to z, all features are mapped at once. From z to x, they are mapped one after another, at the cost of one
+    pass for a network with a `cache`, and of D passes for any other. With `Inverse` it is the other way around:
+    sampling takes one call, as a VAE's encoder needs.
 
     Args:
         univariate: u.
@@ -394,7 +397,7 @@ class MaskedAutoregressive(Bijection):
         for i in self.order:
             one = slice(i, i + 1)
             raw = None if cache is None else cache.step(last).unsqueeze(-1)
-            if raw is None or raw.shape[1] != self.univariate.num_parameters:  # in which case this raises
+            if raw is None or raw.shape[1] != self.univariate.num_parameters:  # raises if the number does not fit
                 raw = self._raw_parameters(x, given)[..., one]
             x_i, log_slope = self.univariate(z[:, one], raw)
             x, log_det, last = torch.where(places == i, x_i, x), log_det + log_slope.squeeze(-1), x_i.squeeze(-1)
@@ -403,7 +406,7 @@ class MaskedAutoregressive(Bijection):
 
 @register
 class Permutation(Bijection):
-    """x_i = z_{order_i}: a new order of the features.
+    """A permutation of the features, x_i = z_{order_i}.
 
     Args:
         order: the D indices, each once.
@@ -432,7 +435,7 @@ class Permutation(Bijection):
 
 @register
 class LULinear(Bijection):
-    r"""z = L U x + b, L unit lower and U upper triangular: a learned linear map of the features, at first the identity.
+    r"""z = L U x + b, L unit lower and U upper triangular: a learned linear map, initially the identity.
 
     The log-determinant is the sum of the log-diagonal of U (Kingma and Dhariwal 2018, section 3.2).
 
@@ -465,12 +468,12 @@ class LULinear(Bijection):
 
 @register
 class ActNorm(Bijection):
-    r"""z = (x - location) / scale, started so that the features of z have mean 0 and variance 1.
+    r"""z = (x - location) / scale, initialized so that the features of z have mean 0 and variance 1.
 
-    It is the identity until `initialize`, which runs by itself on the first batch of more than one x that `inverse`
-    gets in training mode with gradients on; after that, location and scale are ordinary parameters. Evaluation never
-    initializes, nor does an exported or compiled pass: run an eager one, or `initialize`, before, and also before
-    making replicas that are to start alike. The buffer ``initialized`` keeps the state in checkpoints.
+    It is the identity until `initialize`, which `inverse` calls on its first batch of more than one x in training mode
+    with gradients enabled. After that, location and scale are ordinary parameters. Evaluation never initializes, and
+    neither does an exported or compiled pass: run an eager pass or `initialize` first, also before making replicas that
+    must start from the same values. The buffer ``initialized`` keeps the state in checkpoints.
 
     Source: Kingma and Dhariwal 2018, section 3.1.
 
@@ -496,14 +499,14 @@ class ActNorm(Bijection):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> None:
-        """Set location and scale to those of ``x``, (N, D), N > 1; a feature that is constant there keeps scale 1.
+        """Set location and scale to those of ``x``, (N, D), N > 1; a feature that is constant in x keeps scale 1.
 
         Raises:
-            ValueError: there is one x, which has no scale, or a value of it is not finite.
+            ValueError: there is a single x, which has no scale, or a value is not finite.
         """
         check_tensor(x, (self.num_features,), "x", "the shape of the features")
         if len(x) < 2:
-            raise ValueError("x is one datum, which has no scale to start ActNorm from: initialize with two or more")
+            raise ValueError("x has a single datum, which has no scale for ActNorm: initialize with at least two data")
         check_finite(x, "x")
         constant = (x == x[0]).all(0)
         self.location.copy_(x.mean(0))
@@ -523,9 +526,9 @@ class ActNorm(Bijection):
 
 @register
 class Sigmoid(Bijection):
-    r"""x = 1 / (1 + exp(-z)): the real line to the unit interval, the last piece of a flow on a cube.
+    r"""x = 1 / (1 + exp(-z)): the real line to the unit interval, the last part of a flow on a cube.
 
-    Both maps keep x inside by the rounding error of its type: no x of the closed cube has an infinite score.
+    Both maps keep x inside the open interval by its rounding error, so no x of the closed cube has an infinite score.
     """
 
     codomain = "unit"
@@ -543,8 +546,8 @@ class Sigmoid(Bijection):
 class NormalCDF(Bijection):
     r"""x = Phi(z), the standard Normal distribution function: N(0, 1) becomes the uniform on the unit interval.
 
-    A flow that ends in it is the uniform on the cube while the rest is the identity, and no x of the cube is far out in
-    the tails of z. Both ways x is kept inside as in `Sigmoid`.
+    A flow that ends in this map is uniform on the cube as long as the rest is the identity, and no x of the cube is far
+    in the tails of z. Both maps keep x inside the open interval, as for `Sigmoid`.
     """
 
     codomain = "unit"
@@ -576,7 +579,7 @@ def _parameters_of(
     """The network's raw parameters, (N, P, D).
 
     Raises:
-        ValueError: its output has another size.
+        ValueError: the network's output has another size.
     """
     raw = apply_network(network, *inputs)
     p = univariate.num_parameters
@@ -590,7 +593,7 @@ def _parameters_of(
 
 
 def _second_input(network: nn.Module) -> tuple[torch.Size | None, int | None]:
-    """The shape of ``given`` and its number of classes, of a network whose first input is x."""
+    """The shape of ``given`` and its number of classes, for a network whose first input is x."""
     check_type(network, nn.Module, "network", "a torch.nn.Module")
     shape = getattr(network, "given_shape", None)
     return (None, None) if shape is None else (torch.Size(shape), getattr(network, "num_classes", None))

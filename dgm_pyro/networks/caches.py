@@ -1,12 +1,12 @@
 r"""Caches: the values that a masked network keeps while x is filled feature by feature, to compute nothing twice.
 
-The parameters of :math:`p(x_i \mid x_{<i})` need features before i only, and most of what they are computed from was
-there at the feature before. A network that can continue from there has one more method,
+The parameters of :math:`p(x_i \mid x_{<i})` depend on features before i only, and most of their computation was already
+possible at the feature before. A network that can reuse it has one more method,
 
     network.cache(batch_size, given=None)     # a `Cache` of that many rows, at the first place of ``network.order``
 
-and sampling then costs one pass of the network altogether, instead of one for each feature. A network without it is
-passed the whole x each time.
+and sampling then costs one pass of the network in total, instead of one pass per feature. A network without this method
+is called with the whole x each time.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ class Cache(Protocol):
     """State of N partly sampled chains."""
 
     def step(self, value: Tensor | None) -> Tensor:
-        """Go on to the next place of the order.
+        """Move to the next place of the order.
 
         Args:
-            value: the feature at the last place as the network would be given it, ``(N,)``; None at the first.
+            value: the feature at the last place, in the form of the network's input, ``(N,)``; None at the first place.
 
         Returns:
             The raw parameters of the feature at the new place, ``(N, P)``.
         """
 
     def take(self, rows: Tensor) -> None:
-        """Go on with the chains at ``rows`` instead, indices ``(M,)``: some dropped, some repeated."""
+        """Replace the chains by those at ``rows``, indices ``(M,)``; some may be dropped, some repeated."""
 
 
 def cache_maker(network: nn.Module | None) -> Callable[..., Cache] | None:
-    """``network.cache``, if there is one and it gives what a pass of the network would.
+    """``network.cache``, if there is one and its results equal those of a pass of the network.
 
-    Dropout in training mode draws anew in each pass, and a forward hook may change any value.
+    They may differ with dropout in training mode, which draws again in each pass, and with forward hooks.
     """
     make = getattr(network, "cache", None)
     if network is None or make is None:
@@ -57,13 +57,13 @@ def cache_maker(network: nn.Module | None) -> Callable[..., Cache] | None:
 class Growing:
     """A tensor that grows along one dimension.
 
-    Where gradients are recorded it is concatenated anew each time, because what autograd has seen must not change;
-    elsewhere it is written into memory set aside once.
+    With gradients, each append concatenates, because tensors in autograd's graph must not change. Otherwise it writes
+    into memory that was allocated once.
 
     Args:
-        value: to start from, of length 0 along that dimension.
-        capacity: how long it will get.
-        dim: along which dimension.
+        value: initial value, of length 0 along ``dim``.
+        capacity: final length.
+        dim: the dimension that grows.
     """
 
     def __init__(self, value: Tensor, capacity: int, dim: int = 1):
@@ -71,7 +71,7 @@ class Growing:
         self.memory: Tensor | None = None
 
     def append(self, piece: Tensor) -> Tensor:
-        """The whole, with ``piece`` as its new end."""
+        """Append ``piece``, and return the whole tensor."""
         if torch.is_grad_enabled():
             self.memory, self.value = None, torch.cat((self.value, piece), self.dim)
             return self.value

@@ -1,20 +1,20 @@
-r"""A codebook: vectors that stand for whatever is nearest to them, and follow it as running means.
+r"""A codebook: vectors that replace the encodings nearest to them, and are running means of these.
 
-Each of K vectors e_k in R^D is the running mean of what it stood for. With the n_k encodings h of a training step that
-are nearest to e_k, and the decay :math:`\gamma`,
+Each of K vectors e_k in R^D is the running mean of the encodings that it replaced. With the n_k encodings h of a
+training step that are nearest to e_k, and the decay :math:`\gamma`,
 
 .. math::
     N_k \leftarrow \gamma N_k + (1 - \gamma)\, n_k, \qquad
     m_k \leftarrow \gamma m_k + (1 - \gamma) \sum_{h \to k} h, \qquad
     e_k = m_k / N_k.
 
-A code is dead when its N_k falls below a share of the mean one. It is reset, with the mean N, to an encoding of the
-last batch. That is drawn in proportion to its squared distance from its code: a code placed near existing ones would
-only split their encodings. The codes start so light that the first step makes all of them means or encodings of its own
-batch.
+A code is dead when its N_k falls below a share of the mean N. It is reset, with the mean N, to an encoding of the last
+batch, which is drawn in proportion to its squared distance from its code: a code near existing ones would only split
+their encodings. The codes start with so little weight that the first step sets all of them to means or encodings of its
+own batch.
 
-Quantizing has no derivative. *Straight through* means to take the identity's: :math:`z = e_k + h - \mathrm{sg}(h)`,
-where sg(h) is h without a gradient.
+Quantization has no derivative. The *straight-through* gradient is that of the identity:
+:math:`z = e_k + h - \mathrm{sg}(h)`, where sg(h) is h without a gradient.
 
 Source: van den Oord et al. 2017 (arXiv 1711.00937), section 3.2 and appendix A.1; Razavi et al. 2019 (arXiv
 1906.00446), equation 3. Resets: Dhariwal et al. 2020 (Jukebox, arXiv 2005.00341), section 3.1; their draws: Arthur and
@@ -32,20 +32,20 @@ from dgm_pyro.registry import register
 
 __all__ = ["Codebook"]
 
-# The weight N of a code before training: next to nothing.
+# The weight N of a code before training, nearly zero.
 START = 1e-12
 
 
 @register
 class Codebook(nn.Module):
-    """Encodings ``(*batch, D)`` to their nearest code vectors, of the same shape; gradients pass straight through.
+    """Encodings ``(*batch, D)`` to their nearest code vectors, of the same shape, with straight-through gradients.
 
-    In training mode, encodings that require a gradient are noted, and the next `follow` moves the codebook. `dgm.fit`
-    calls it after each step; a training loop of your own calls it after the optimizer's step.
+    In training mode, encodings that require a gradient are recorded, and the next `follow` updates the codebook by
+    them. `dgm.fit` calls `follow` after each step; your own training loop must call it after the optimizer's step.
 
     Args:
         num_codes: K.
-        num_features: D, of a vector.
+        num_features: D, the size of a vector.
         decay: gamma of the running means.
         dead_below: a code is reset when its running count is below this share of the mean over all codes; 0 for never.
 
@@ -106,7 +106,7 @@ class Codebook(nn.Module):
             raise ValueError(
                 f"h has shape {tuple(h.shape)}, but the code vectors have size {self.num_features}: pass (*batch, D)"
             )
-        # By differences: what a matrix product computes is not 0 for equal vectors.
+        # By differences, because a matrix product gives no exact 0 for equal vectors.
         flat = torch.cdist(self._flat_encodings(h), self.vectors, compute_mode="donot_use_mm_for_euclid_dist")
         return flat.reshape(*h.shape[:-1], self.num_codes)
 
@@ -130,7 +130,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Take in the encodings that were noted since the last time, and reset dead codes; without any, do nothing."""
+        """Update the codes by the encodings since the last call, and reset dead codes; without any, do nothing."""
         some = self.seen[:, :1].sum() > 0
         self.running.lerp_(self.seen, (1 - self.decay) * some.to(self.running.dtype))
         mean = self.running[:, :1].mean()
@@ -141,5 +141,5 @@ class Codebook(nn.Module):
         self.forget()
 
     def forget(self) -> None:
-        """Drop the encodings that were noted since the last time, as those of a step that was left out."""
+        """Drop the encodings since the last `follow`, such as those of a skipped step."""
         self.seen.zero_()

@@ -19,17 +19,20 @@ __all__ = ["ColumnMADE", "ColumnReader"]
 
 @register
 class ColumnReader(nn.Module):
-    """A network of the columns of a table; without a network, what it would read.
+    """A network of the columns of a table; without a network, the inputs that it would read.
 
     Args:
         categories: number of values of each column that is a category, which is read one-hot; None for a number.
-        logarithms: the columns whose log(1 + x) is read, instead of x.
-        shift, scale: of each column as it is read, ``(D,)``, or of all.
+        logarithms: indices of the columns of which log(1 + x) is read instead of x.
+        shift, scale: shift and scale of each column as it is read, ``(D,)``, or one number for all.
         network: ``network(inputs, *given)``, with ``(B, out_features)`` inputs.
 
     Attributes:
-        widths: number of inputs that each column makes.
-        out_features: their sum.
+        widths: number of inputs of each column.
+        out_features: the sum of the widths.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit the columns.
 
     >>> ColumnReader([None, 3], shift=[2.0, 0.0], scale=[4.0, 1.0])(torch.tensor([[4.0, 1.0]]))
     tensor([[0.5000, 0.0000, 1.0000, 0.0000]])
@@ -83,14 +86,14 @@ class ColumnReader(nn.Module):
 
 @register
 class ColumnMADE(MADE):
-    """A `MADE` over the columns of a table, each of which it reads as ``reader`` does.
+    """A `MADE` over the columns of a table, whose inputs come from ``reader``.
 
     Args:
         reader: a `ColumnReader` without a network.
-        num_parameters, hidden, options: as of `MADE`.
+        num_parameters, hidden, options: as for `MADE`.
     """
 
-    cache = None  # type: ignore[assignment]  # the inputs are not the features: it samples by a pass for each
+    cache = None  # type: ignore[assignment]  # the inputs are not the features, so sampling takes a pass per feature
 
     def __init__(self, reader: ColumnReader, num_parameters: int, hidden: Sequence[int] = (256, 256), **options: Any):
         check_type(reader, ColumnReader, "reader", "a ColumnReader")

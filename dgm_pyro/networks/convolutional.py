@@ -1,7 +1,7 @@
-"""Convolutional networks: between images and vectors, as encoders and likelihoods use them, and images to images.
+"""Convolutional networks between images and vectors, for encoders and likelihoods, and from images to images.
 
 All are stacks of residual blocks, and change the resolution by strided convolutions. `ConvEncoder` and `ConvDecoder`
-halve as `ceil(n / 2)`, so any size works: 28 becomes 14, 7. `ConvNet` keeps the place of everything it sees.
+halve sizes to `ceil(n / 2)`, so any size works: 28 becomes 14, 7. `ConvNet` preserves positions.
 
 Source: He et al. 2016 (arXiv 1603.05027) for the blocks.
 """
@@ -24,7 +24,7 @@ __all__ = ["ConvDecoder", "ConvEncoder", "ConvNet"]
 
 
 class Block(nn.Module):
-    """x + conv(act(conv(act(x)))), the identity at the start."""
+    """x + conv(act(conv(act(x)))), initially the identity."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
@@ -158,16 +158,16 @@ class ConvDecoder(nn.Module):
 
 @register
 class ConvNet(nn.Module):
-    """Images ``(B, *in_shape)`` to images ``(B, *out_shape)``, of the same resolution or so often halved or doubled.
+    """Images ``(B, *in_shape)`` to images ``(B, *out_shape)``, whose resolutions differ by a power of two.
 
     Args:
         in_shape: ``(C, H, W)``.
-        out_shape: the same for what comes out.
-        num_parameters: P of a conditional, its parameters per feature: then ``(B, P, *out_shape)``.
-        width: of the residual blocks, which are at the lower resolution.
-        blocks: how many.
-        given_shape: shape of one ``given``, for ``network(image, given)``: an image of the resolution of the blocks, or
-            anything else, which is added to each pixel.
+        out_shape: ``(C, H, W)`` of the output.
+        num_parameters: P of a conditional, its parameters per feature; the output is then ``(B, P, *out_shape)``.
+        width: channels of the residual blocks, which work at the lower resolution.
+        blocks: number of residual blocks.
+        given_shape: shape of one ``given``, for ``network(image, given)``: an image with the resolution of the blocks,
+            or any other shape, whose embedding is added to each pixel.
         num_classes: number of class labels, where ``given`` is one.
         levels: the image takes integers 0 .. levels - 1, and is scaled to [-1, 1].
         dropout: probability, inside the residual blocks.
@@ -218,7 +218,7 @@ class ConvNet(nn.Module):
                 if image
                 else nn.Sequential(InputEmbedding(self.given_shape, num_classes, width), nn.Unflatten(1, (-1, 1, 1)))
             )
-        # Without the norm, what comes out grows with what comes in, and a stack of couplings diverges.
+        # Without the norm, the output grows with the input, and a stack of couplings diverges.
         self.blocks = nn.Sequential(*(Block(width, dropout) for _ in range(blocks)), nn.GroupNorm(1, width), nn.SiLU())
         up = [layer for _ in range(-halvings) for layer in (nn.ConvTranspose2d(width, width, 4, 2, 1), nn.SiLU())]
         self.up, self.last = nn.Sequential(*up), nn.Conv2d(width, (num_parameters or 1) * out_depth, 3, padding=1)
@@ -232,7 +232,7 @@ class ConvNet(nn.Module):
 
 
 def image_shape(shape: Sequence[int], argument: str = "in_shape") -> torch.Size:
-    """``shape`` if it is that of an image."""
+    """``shape`` as a torch.Size, if it is the shape of an image."""
     image = as_shape(shape, argument)
     if len(image) != 3:
         raise ValueError(f"{argument} must be that of an image, (C, H, W), got {tuple(image)}")

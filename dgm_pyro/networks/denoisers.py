@@ -1,4 +1,4 @@
-r"""Denoisers: networks that see a noisy x_t and the time t, and predict noise, x_0 or v in the shape of x.
+r"""Denoisers: networks of a noisy x_t and the time t that predict noise, x_0 or v in the shape of x.
 
 `DenoisingTransformer` (DiT) cuts the image into patches and reads them as a sequence. With c the embedding of time and
 label, a layer is
@@ -8,7 +8,7 @@ label, a layer is
     h \leftarrow h + g_2\, \mathrm{mlp}((1 + \gamma_2)\, \mathrm{norm}(h) + \beta_2),
 
 where the gates g, scales :math:`\gamma` and shifts :math:`\beta` are a linear map of silu(c) that starts at zero
-(adaLN-Zero): at first, every layer is the identity.
+(adaLN-Zero), so every layer is initially the identity.
 """
 
 from __future__ import annotations
@@ -106,11 +106,11 @@ class DenoisingMLP(Denoiser):
         event_shape: shape of one x.
         hidden: widths of the hidden layers.
         given_shape: shape of one ``given``, for a conditional denoiser.
-        num_classes: number of labels, for ``given`` labels.
+        num_classes: number of classes, where ``given`` is a label.
         num_parameters: P per feature: 1 for a diffusion that predicts a value, L for one that predicts L levels.
         activation: one of relu, silu, gelu, tanh, elu.
-        max_frequency: of the sines of time. Lower ones, such as 30, are smoother in time: better for continuous time,
-            and for its flow above all, whose solver has to follow.
+        max_frequency: highest frequency of the sines of time. Lower ones, such as 30, make the network smoother in
+            time, which is better in continuous time, above all for the solver of the probability flow.
     """
 
     def __init__(
@@ -148,7 +148,8 @@ class DenoisingMLP(Denoiser):
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions with group normalization; the time embedding scales and shifts between them.
 
-    After the normalization, which would take a shift of whole channels away (Dhariwal and Nichol 2021, section 3).
+    It does so after the normalization, which would remove a shift of whole channels (Dhariwal and Nichol 2021, section
+    3).
     """
 
     def __init__(self, in_channels: int, out_channels: int, time_features: int, dropout: float):
@@ -169,7 +170,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """h + attention(norm(h)) over the pixels of an image, the identity at the start."""
+    """h + attention(norm(h)) over the pixels of an image, initially the identity."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -190,9 +191,9 @@ class DenoisingUNet(Denoiser):
         channels: width at each resolution, multiples of 8.
         given_shape, num_classes, num_parameters, max_frequency: as in `DenoisingMLP`.
         dropout: probability, inside the residual blocks.
-        heads: how many attentions the pixels of the lowest resolution have on each other; 0 for none.
-        fourier: n of the features sin(2^n pi x) and cos(2^n pi x) that the network reads beside x, such as (7, 8) for
-            256 levels. They tell levels apart that are next to each other.
+        heads: number of attention heads over the pixels of the lowest resolution; 0 for no attention.
+        fourier: n of the features sin(2^n pi x) and cos(2^n pi x) that the network reads in addition to x, such as
+            (7, 8) for 256 levels. They distinguish neighboring levels.
 
     Source: Ho et al. 2020 (DDPM), appendix B, with attention at the lowest resolution alone; Kingma et al. 2021 (VDM,
     arXiv 2107.00630), appendix C, for the Fourier features.
@@ -263,14 +264,14 @@ class DenoisingUNet(Denoiser):
 
 
 class TransformerBlock(nn.Module):
-    """A layer of `DenoisingTransformer`, ``(N, T, width)`` to the same; the identity at the start."""
+    """A layer of `DenoisingTransformer`, ``(N, T, width)`` to the same; initially the identity."""
 
     def __init__(self, width: int, heads: int, time_features: int, dropout: float):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.attention, self.dropout = SelfAttention(width, heads), nn.Dropout(dropout)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.modulation = _zero(nn.Linear(time_features, 6 * width))
+        self.modulation = _zero_initialized(nn.Linear(time_features, 6 * width))
 
     def forward(self, h: Tensor, embedded: Tensor) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedded).unsqueeze(1).chunk(6, -1)
@@ -278,7 +279,7 @@ class TransformerBlock(nn.Module):
         return h + gate2 * self.dropout(self.mlp(self.norm(h) * (1 + scale2) + shift2))
 
 
-def _zero(layer: nn.Linear) -> nn.Linear:
+def _zero_initialized(layer: nn.Linear) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -308,18 +309,18 @@ def places(rows: int, columns: int, width: int) -> Tensor:
 
 @register
 class DenoisingTransformer(Denoiser):
-    """A diffusion transformer (DiT): attention over the patches of an image, led by time and label (adaLN-Zero).
+    """A diffusion transformer (DiT): attention over the patches of an image, modulated by time and label (adaLN-Zero).
 
-    Time and memory grow with the square of the number of patches. At first, the network returns zero.
+    Time and memory grow with the square of the number of patches. Initially, the network returns zero.
 
     Args:
         event_shape: ``(C, H, W)``.
         patch_size: height and width of a patch, which must divide H and W.
-        width: of the embedding of a patch; a multiple of 4 and of ``heads``.
-        layers: how many.
-        heads: how many attentions per layer, each on a part of the width.
+        width: width of the embedding of a patch; a multiple of 4 and of ``heads``.
+        layers: number of layers.
+        heads: number of attention heads per layer, each on a part of the width.
         given_shape, num_classes, num_parameters, max_frequency: as in `DenoisingMLP`.
-        dropout: share of what each layer adds that is dropped in training.
+        dropout: share of each layer's contribution that is dropped in training.
 
     Source: Peebles and Xie 2023 (arXiv 2212.09748), section 3.2.
     """
@@ -355,8 +356,8 @@ class DenoisingTransformer(Denoiser):
         self.first = nn.Linear(depth * patch_size**2, width)
         self.layers = nn.ModuleList(TransformerBlock(width, heads, width, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = _zero(nn.Linear(width, 2 * width))
-        self.last = _zero(nn.Linear(width, num_parameters * depth * patch_size**2))
+        self.modulation = _zero_initialized(nn.Linear(width, 2 * width))
+        self.last = _zero_initialized(nn.Linear(width, num_parameters * depth * patch_size**2))
 
     def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
         """``(B, C, H, W)`` and times in [0, 1], ``(B,)``, to ``(B, C, H, W)``, P first if > 1."""

@@ -1,4 +1,4 @@
-"""The two deterministic paths of a deep hierarchy of latents: from x up to coarser features, and down through z.
+"""The deterministic paths of a deep hierarchy of latents: bottom-up from x to coarser features, and top-down with z.
 
 Source: Child 2021 (VDVAE, arXiv 2011.10650), figure 3.
 """
@@ -25,9 +25,9 @@ class BottomUp(nn.Module):
 
     Args:
         in_shape: ``(C, H, W)``.
-        out_shapes: shapes of the features, from the finest to the coarsest; each resolution is the one before, halved
-            once or more often, or not at all.
-        blocks: residual blocks at each.
+        out_shapes: shapes of the features, from the finest to the coarsest; each resolution is the one before it,
+            halved any number of times.
+        blocks: residual blocks at each shape.
         levels: the image takes integers 0 .. levels - 1, and is scaled to [-1, 1].
         dropout: probability, inside the residual blocks.
 
@@ -61,14 +61,14 @@ class BottomUp(nn.Module):
 class TopDownStep(nn.Module):
     """h and z, ``(B, *in_shape)`` and ``(B, *given_shape)``, to the h of the next level, ``(B, *out_shape)``.
 
-    z is added to h by a linear map of each pixel, which starts small: what many levels add stays of one size.
+    A linear map of each pixel of z is added to h. It starts small, so that the sum over many levels stays bounded.
 
     Args:
         in_shape: shape of one h, ``(C, H, W)``.
         given_shape: shape of one z, of the same resolution.
-        out_shape: shape of the next h, of as many channels and the same resolution or a finer one.
+        out_shape: shape of the next h, with the same number of channels and the same resolution or a finer one.
         blocks: residual blocks after z.
-        dropout: probability, inside them.
+        dropout: probability, inside the blocks.
 
     >>> TopDownStep((4, 2, 2), (1, 2, 2), (4, 4, 4))(torch.zeros(3, 4, 2, 2), torch.zeros(3, 1, 2, 2)).shape
     torch.Size([3, 4, 4, 4])

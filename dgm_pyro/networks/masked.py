@@ -1,4 +1,4 @@
-r"""Masked multilayer perceptrons: every output looks at some of the inputs only, because the other weights are masked.
+r"""Masked multilayer perceptrons, in which each output depends on some of the inputs only.
 
 Number the features by their place in an order. A unit of *degree* m may depend on the first m features and on no
 others, which holds if it reads only units of at most its own degree:
@@ -6,13 +6,13 @@ others, which holds if it reads only units of at most its own degree:
 .. math::
     W_{ab} = 0 \quad \text{unless} \quad m_b \le m_a
 
-The feature at place i = 1 .. D enters with degree i, and the parameters of its conditional :math:`p(x_i \mid x_{<i})`
-leave with degree i - 1. The hidden degrees are free; here they are spread evenly from 1 to D - 1, and from 0 if there
-is a ``given``: some units carry the ``given`` to the first feature. Direct connections from the inputs to the
-outputs, under the same rule, make every allowed dependency possible however few the hidden units.
+The feature at place i = 1 .. D is an input of degree i, and the parameters of its conditional
+:math:`p(x_i \mid x_{<i})` are outputs of degree i - 1. The hidden degrees are free; here they are spread evenly from 1
+to D - 1, or from 0 with a ``given``, so that some units carry ``given`` to the first feature. Direct connections from
+the inputs to the outputs, masked by the same rule, make every allowed dependency possible even with few hidden units.
 
-With its units sorted by degree a layer's mask is a staircase: the units of degree m are neighbors, and read a
-beginning of the layer before. They are known once feature m is, and `MADE.cache` computes them then.
+With its units sorted by degree, a layer's mask is a staircase: the units of degree m are neighbors, and read a prefix
+of the layer before. They can be computed once feature m is known, and `MADE.cache` computes them then.
 
 Source: Germain et al. 2015 (MADE, arXiv 1502.03509), sections 3 and 4; residual blocks: Durkan and Nash 2019
 (Autoregressive energy machines, arXiv 1904.05626), section 3.2.
@@ -42,14 +42,14 @@ class MaskedLinear(nn.Linear):
     Args:
         degrees_in: degrees of the inputs, ``(in_features,)``.
         degrees_out: degrees of the outputs, ``(out_features,)``.
-        bias: whether to add one.
+        bias: whether to add a bias.
     """
 
     mask: Tensor
 
     def __init__(self, degrees_in: Tensor, degrees_out: Tensor, bias: bool = True):
         super().__init__(len(degrees_in), len(degrees_out), bias)
-        device = self.weight.device  # also one on which nothing takes memory
+        device = self.weight.device  # may be the meta device
         self.register_buffer("mask", degrees_in.to(device) <= degrees_out.to(device).unsqueeze(-1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,10 +76,10 @@ class MADE(nn.Module):
 
     Args:
         in_shape: shape of one x, of D features; an int D for vectors.
-        num_parameters: P, how many parameters a feature has.
+        num_parameters: P, the number of parameters per feature.
         hidden: widths of the hidden layers, at least one.
         order: "natural" (row by row), or the D flat indices of the features, first to last.
-        residual: make every hidden layer but the first a residual block of two layers; all widths must be equal.
+        residual: whether all hidden layers but the first are residual blocks of two layers; all widths must be equal.
         given_shape: shape of one ``given``, for ``network(x, given)``; it is added to every hidden layer.
         num_classes: number of class labels, where ``given`` is a label.
         levels: x takes the integers 0 .. levels - 1, and is scaled to [-1, 1].
@@ -128,7 +128,7 @@ class MADE(nn.Module):
         inputs, outputs = place + 1, place.repeat(num_parameters)
         lowest = min(1 if self.given_shape is None else 0, size - 1)
         degrees = [torch.linspace(lowest, size - 1, width).round() for width in hidden]
-        # How many units of each hidden layer have degree 0 .. D - 1.
+        # Number of units of degree 0 .. D - 1 in each hidden layer.
         self.counts = [torch.bincount(each.long(), minlength=size).tolist() for each in degrees]
 
         self.activation = nn.Sequential(activation_named(activation), nn.Dropout(dropout))
@@ -150,7 +150,7 @@ class MADE(nn.Module):
         return raw.unflatten(-1, (self.num_parameters, *self.in_shape))
 
     def cache(self, batch_size: int, given: Tensor | None = None) -> MADECache:
-        """A `caches.Cache` of ``batch_size`` chains: a unit is computed once, when the last feature it reads is known.
+        """A `caches.Cache` of ``batch_size`` chains: each unit is computed once, when its last input is known.
 
         Args:
             given: ``(batch_size, *given_shape)``, or ``(batch_size,)`` labels.
@@ -159,7 +159,7 @@ class MADE(nn.Module):
 
 
 class MADECache:
-    """The inputs, by place, and the hidden units, by degree, that are known so far."""
+    """The known inputs, by place, and the known hidden units, by degree."""
 
     def __init__(self, network: MADE, batch_size: int, given: Tensor | None):
         self.network, self.degree = network, -1
@@ -194,7 +194,7 @@ class MADECache:
         return raw + F.linear(self.x.value, self.direct[j][:, : self.degree])
 
     def _new_units(self) -> None:
-        """Compute the units whose degree is that of the feature just known."""
+        """Compute the units with the degree of the latest feature."""
         activation = self.network.activation
         h = self._layer(0, self.x.value)
         for i, units in enumerate(self.units[:-1]):
@@ -214,12 +214,12 @@ class MADECache:
 
 
 class Stairs:
-    """A masked layer one degree at a time.
+    """A masked layer that is evaluated one degree at a time.
 
     Args:
-        layer: its outputs sorted by degree.
-        counts: how many of them have each degree.
-        order: if its inputs are the features, their order; else they are sorted by degree already.
+        layer: a layer whose outputs are sorted by degree.
+        counts: number of outputs of each degree.
+        order: the order of the features, if they are the inputs; otherwise the inputs are sorted by degree.
     """
 
     def __init__(self, layer: MaskedLinear, counts: Sequence[int], order: Sequence[int] | None = None):
@@ -229,7 +229,7 @@ class Stairs:
         self.steps = [slice(a, b) for a, b in pairwise(ends)]
 
     def __call__(self, degree: int, x: Tensor) -> Tensor:
-        """The outputs of that degree, from the inputs up to it, which are the first ones."""
+        """The outputs of a degree, from the inputs of at most this degree, which come first."""
         return F.linear(x, self.weights[degree][:, : x.shape[1]], self.biases[degree])
 
 

@@ -1,4 +1,4 @@
-"""Multilayer perceptrons, and how networks take what is given: a vector, an image, or a class label."""
+"""Multilayer perceptrons, and the embedding of what networks are given: a vector, an image, or a class label."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def activation_named(name: str) -> nn.Module:
 
 @contextlib.contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while, then each submodule's own mode again."""
+    """Put ``module`` into evaluation mode, and restore each submodule's mode afterwards."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:
@@ -45,19 +45,19 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def to_unit(x: Tensor, levels: int | None, dtype: torch.dtype | None = None) -> Tensor:
-    """Integers 0 .. levels - 1 to floats of ``dtype`` in [-1, 1]; reals (``levels=None``) as they are."""
+    """Integers 0 .. levels - 1 as floats of ``dtype`` in [-1, 1]; reals (``levels=None``) unchanged."""
     if levels is None:
         return x
     return x.to(dtype or torch.get_default_dtype()) * (2 / (levels - 1)) - 1
 
 
-# What `networks_in` sets.
+# The dtype set by `networks_in`.
 _precision: contextvars.ContextVar[torch.dtype | None] = contextvars.ContextVar("precision", default=None)
 
 
 @contextlib.contextmanager
 def networks_in(dtype: torch.dtype | None) -> Iterator[None]:
-    """Networks run under autocast to ``dtype``, and nothing else does; with None they run as they are."""
+    """Run networks, and nothing else, under autocast to ``dtype``; None turns this off."""
     token = _precision.set(dtype)
     try:
         yield
@@ -67,9 +67,9 @@ def networks_in(dtype: torch.dtype | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def products_in(precision: str) -> Iterator[None]:
-    """On a GPU, products of float32 matrices and convolutions are computed in "float32", or in "tf32".
+    """On a GPU, compute products of float32 matrices and convolutions in "float32" or in "tf32".
 
-    By itself torch takes TF32, ten bits of fraction, for convolutions.
+    By default torch uses TF32, with ten bits of fraction, for convolutions.
     """
     backends: Any = torch.backends
     flags = backends.cuda.matmul, backends.cudnn.conv
@@ -84,13 +84,13 @@ def products_in(precision: str) -> Iterator[None]:
 
 
 def apply_network(network: Callable[..., Any], *inputs: Any) -> Any:
-    """``network(*inputs)`` in the precision of `networks_in`; what autocast computed in a lower one leaves in float32.
+    """``network(*inputs)`` in the precision of `networks_in`; outputs of autocast are converted to float32.
 
-    Sums of many log-probabilities need the full precision, and so do the products of matrices in a density; the network
-    alone does not. The cache of an autoregressive network, which draws, keeps to the precision of its weights.
+    Sums of many log-probabilities and products of matrices in a density need full precision, but the network does not.
+    The cache of an autoregressive network, which draws, uses the precision of its weights.
 
     Raises:
-        TypeError: the network takes reals, or integers of another type, than those given.
+        TypeError: the network does not take integers, or not those of this dtype.
     """
     dtype, device = _precision.get(), inputs[0].device.type
     lower = dtype is not None and isinstance(network, nn.Module)
@@ -116,9 +116,9 @@ class InputEmbedding(nn.Module):
 
     Args:
         shape: shape of one input; ``()`` for labels.
-        num_classes: how many labels; needed for labels, and for them only.
-        out_features: how many it gives.
-        levels: integers 0 .. levels - 1 in the input are scaled to [-1, 1].
+        num_classes: number of classes; required for labels, and only for these.
+        out_features: number of outputs.
+        levels: the input takes the integers 0 .. levels - 1, and is scaled to [-1, 1].
     """
 
     def __init__(self, shape: Sequence[int], num_classes: int | None, out_features: int, levels: int | None = None):
@@ -142,7 +142,7 @@ class InputEmbedding(nn.Module):
             return self.embed(x.long())
         if self.levels is None and not x.is_floating_point():
             raise TypeError(f"the network was given integers ({x.dtype}): pass levels=... when you build it")
-        # Asked of the weight itself: in a Bayesian network it is a sample, and there are no parameters.
+        # From the weight itself, because in a Bayesian network it is a sample and there are no parameters.
         dtype = self.embed[1].weight.dtype  # type: ignore[index]
         return self.embed(to_unit(x, self.levels).to(dtype))
 
@@ -150,14 +150,14 @@ class InputEmbedding(nn.Module):
 def input_shapes(
     in_shape: int | Sequence[int], given_shape: Sequence[int] | None, num_classes: int | None
 ) -> tuple[torch.Size, torch.Size | None]:
-    """The main input's shape, and that of ``given``: ``()`` for labels, None without one."""
+    """The shapes of the main input and of ``given``; ``()`` for labels, None without a given."""
     if num_classes is not None and given_shape is None:
         given_shape = ()
     return as_shape(in_shape, "in_shape"), None if given_shape is None else as_shape(given_shape, "given_shape")
 
 
 def check_given(network: nn.Module, given: Tensor | None) -> None:
-    """Raise unless ``network`` is called as it was built: with ``given``, or without."""
+    """Raise unless ``given`` is passed exactly if the network was built for it."""
     if (given is None) != (network.given_shape is None):
         need = "takes no given" if network.given_shape is None else "takes a given: call it with (x, given)"
         raise ValueError(f"this {type(network).__name__} {need}")
@@ -202,7 +202,7 @@ class MLP(nn.Module):
         self.embeddings = nn.ModuleList()
         if self.given_shape is not None:
             if not hidden:
-                raise ValueError("given enters the hidden layers: hidden must name at least one width")
+                raise ValueError("hidden is empty, but given is added to the hidden layers: pass at least one width")
             labels = None if label_in else num_classes
             self.embeddings.extend(InputEmbedding(self.given_shape, labels, width) for width in widths[:-1])
         self.activation, self.dropout = activation_named(activation), nn.Dropout(dropout)

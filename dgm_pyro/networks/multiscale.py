@@ -1,14 +1,14 @@
-r"""Bijections of images: the pieces of a multiscale flow.
+r"""Bijections of images: the parts of a multiscale flow.
 
-An image ``(C, H, W)`` is the vector of its features in that order, as for every `Bijection`. So what acts on vectors
-acts on images, and these make image maps of them:
+An image ``(C, H, W)`` is the vector of its features in that order, as for every `Bijection`. So bijections of vectors
+act on images too, with the help of these:
 
 - `Squeeze` moves blocks of 2x2 pixels to channels: four times the channels, half the resolution;
 - `PerPixel` applies a bijection of C features to each pixel: ``PerPixel(shape, LULinear(C))`` is the invertible 1x1
   convolution, ``PerPixel(shape, ActNorm(C))`` the activation normalization per channel;
-- `Partial` maps the last features and passes those before. A multiscale flow goes on with half of the channels after
-  each scale: the others are done;
-- `Coupling` with a `ConvNet` of the channels that pass. Of a squeezed image, halves of the channels are halves of the
+- `Partial` maps the last features and passes the others. A multiscale flow continues with half of the channels after
+  each scale, and factors the others out;
+- `Coupling` with a `ConvNet` of the channels that pass. In a squeezed image, halves of the channels are halves of the
   pixels or of the colors;
 - `LogisticMixture`, a univariate map for couplings.
 
@@ -63,7 +63,7 @@ class PerPixel(Bijection):
 
     Args:
         in_shape: ``(C, H, W)``.
-        bijection: of C features, without a ``given``.
+        bijection: a bijection of C features, without a ``given``.
     """
 
     def __init__(self, in_shape: Sequence[int], bijection: Bijection):
@@ -98,11 +98,11 @@ class PerPixel(Bijection):
 
 @register
 class Partial(Bijection):
-    """Another bijection of the last features; those before pass unchanged.
+    """Another bijection applied to the last features; the features before pass unchanged.
 
     Args:
-        num_features: D, how many there are in all.
-        bijection: of D features or fewer, from a domain to the same.
+        num_features: D, the number of all features.
+        bijection: a bijection of at most D features, whose domain and codomain are equal.
     """
 
     bijection: Bijection
@@ -114,7 +114,7 @@ class Partial(Bijection):
         moving = bijection.num_features
         if moving is None or moving > num_features or bijection.domain != bijection.codomain:
             raise ValueError(
-                f"bijection must be of at most {num_features} features, from a domain to the same, but it has "
+                f"bijection must have at most {num_features} features and equal domain and codomain, but it has "
                 f"num_features={moving}, domain={bijection.domain!r} and codomain={bijection.codomain!r}"
             )
         self.num_features, self.bijection, self.passing = num_features, bijection, num_features - moving
@@ -143,7 +143,7 @@ class LogisticMixture(Univariate):
         F(x) = \sum_k \pi_k\, \sigma((x - \mu_k) e^{-s_k})
 
     P = 2 + 3 K: t and s as in `Affine`, then logits of the weights, locations and raw log-scales. From z to x, F is
-    inverted by bisection between the points that the single logistics would be inverted to.
+    inverted by bisection between the smallest and the largest inverse of its single logistics.
 
     Args:
         components: K.
@@ -166,7 +166,7 @@ class LogisticMixture(Univariate):
         affine, mixture = self._split(raw)
         logit, more = self.affine(z, affine)
         x = _x_of_logit(logit.detach(), *(part.detach() for part in mixture))
-        # One step of Newton's: the last digits, and the gradient of the inverse function.
+        # One Newton step, for the last digits and for the gradient of the inverse function.
         reached, log_slope = _logit_of_mixture(x, *mixture)
         x = x + (logit - reached) * torch.exp(-log_slope.detach())
         return x, more - _logit_of_mixture(x, *mixture)[1]
@@ -197,7 +197,7 @@ def _x_of_logit(logit: Tensor, log_weights: Tensor, loc: Tensor, log_scale: Tens
 
 
 def squeezed(shape: Sequence[int]) -> torch.Size:
-    """The shape of a squeezed image."""
+    """The shape of an image of ``shape`` after `Squeeze`."""
     channels, height, width = shape
     if height % 2 or width % 2:
         raise ValueError(f"in_shape {tuple(shape)} cannot be squeezed: height and width must be even")

@@ -1,4 +1,4 @@
-"""Networks of a part of x: of the features that are seen, and of which they are."""
+"""Networks of the observed features of x, and of the mask that marks them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ __all__ = ["ObservedInput"]
 
 @register
 class ObservedInput(nn.Module):
-    """A network of the features of x that are seen and of the mask: ``network(inputs, *given)`` of both, side by side.
+    """A network of the observed features of x and of the mask: ``network(inputs, *given)`` of both, concatenated.
 
-    A feature that is not seen enters as 0, whatever its value.
+    A feature that is not observed enters as 0, whatever its value.
 
     Args:
         in_shape: shape of one x; an int D for vectors.
-        network: reads ``(B, 2 * D)`` inputs; with a reader, ``(B, reader.out_features + D)``.
+        network: a network of ``(B, 2 * D)`` inputs; with a reader, of ``(B, reader.out_features + D)``.
         levels: x takes the integers 0 .. levels - 1, and is scaled to [-1, 1].
-        reader: a `ColumnReader` without a network, by which the columns of a table are read.
+        reader: a `ColumnReader` without a network, which reads the columns of a table.
 
     Attributes:
         given_shape: shape of the mask; a pair of it and the network's own ``given_shape``, if it has one.
 
     Raises:
-        ValueError, TypeError: the network or the reader reads another number of inputs, or an argument is of another
+        ValueError, TypeError: the network or the reader reads another number of inputs, or an argument has another
             type.
 
     >>> network = ObservedInput(3, nn.Linear(6, 3))
@@ -80,6 +80,6 @@ class ObservedInput(nn.Module):
     def forward(self, x: Tensor, seen: Tensor, *given: Tensor) -> Tensor:
         inputs = to_unit(x, self.levels, seen.dtype) if self.reader is None else self.reader(x)
         seen = seen.flatten(1)
-        # Every input that a category makes is hidden with it.
+        # All inputs of a category are hidden together.
         wide = seen.repeat_interleave(self.widths, 1, output_size=self.size)
         return self.network(torch.cat([inputs.flatten(1).to(seen.dtype) * wide, seen], 1), *given)

@@ -1,20 +1,20 @@
-r"""PixelCNN: a convolutional network in which every pixel sees only those above it and, in its row, to its left.
+r"""PixelCNN: a convolutional network in which a pixel depends only on those above it and, in its row, to its left.
 
-A masked square kernel would never see some of the pixels to the upper right. Two stacks of convolutions see them all:
-the *vertical* stack reads the rows above, the *horizontal* stack the pixels to the left and the vertical stack. Both
-start from an image moved by one pixel (down, and to the right), and from there on may see their own position; kernels
-that reach up and left only are plain kernels on an image padded on these sides.
+Masked square kernels would miss some of the pixels to the upper right. Two stacks of convolutions reach all of them:
+the *vertical* stack reads the rows above, and the *horizontal* stack reads the pixels to the left and the vertical
+stack. Both start from an image shifted by one pixel (down, and to the right), and after that may read their own
+position. Kernels that reach only up and left are plain kernels on an image padded on these sides.
 
-Every layer is gated and sees h, what is given, through biases (van den Oord et al. 2016, eq. 4):
+Every layer is gated and reads h, what is given, through biases (van den Oord et al. 2016, eq. 4):
 
 .. math::
     y = \tanh(W_1 * x + V_1 h) \odot \sigma(W_2 * x + V_2 h)
 
-The channels of a pixel come one after the other. The stacks read whole pixels. The parameters of a channel read the
-skips of its pixel, and the channels before it in that pixel.
+The channels of a pixel are ordered too. The stacks read whole pixels. The parameters of a channel depend on the skip
+connections of its pixel, and on the channels before it in that pixel.
 
-Sampling goes down the rows: `PixelCNN.cache` runs the vertical stack a row at a time, once the row above is known, and
-the horizontal one a pixel at a time.
+Sampling goes row by row: `PixelCNN.cache` runs the vertical stack one row at a time, once the row above is known, and
+the horizontal stack one pixel at a time.
 
 Source: van den Oord et al. 2016 (Conditional image generation with PixelCNN decoders, arXiv 1606.05328), section 2;
 for whole pixels and their channels, Salimans et al. 2017 (PixelCNN++, arXiv 1701.05517), section 2.2.
@@ -59,7 +59,7 @@ class GatedLayer(nn.Module):
 
 
 class ChannelsBefore(nn.Module):
-    """``(B, C, H, W)`` to ``(B, C * width, H, W)``: features for each channel, from those before it."""
+    """``(B, C, H, W)`` to ``(B, C * width, H, W)``: features for each channel, from the channels before it."""
 
     mask: Tensor
 
@@ -81,15 +81,15 @@ class ChannelsBefore(nn.Module):
 class PixelCNN(nn.Module):
     """``(B, C, H, W)`` to ``(B, P, C, H, W)``: the P parameters of each feature, from the features before it alone.
 
-    Pixels are ordered row by row, and in each its channels. After L layers of kernel size k, a pixel sees
-    1 + L (k // 2) pixels to the left, as many rows up, and in these L (k // 2) columns to either side: choose L and k
-    so that the image is covered.
+    Pixels are ordered row by row, and each pixel's channels follow each other. After L layers of kernel size k, the
+    receptive field of a pixel has 1 + L (k // 2) pixels to the left, the same number of rows above, and in these
+    L (k // 2) columns to either side. Choose L and k to cover the image.
 
     Args:
         in_shape: shape of one image, ``(C, H, W)``.
-        num_parameters: P, how many parameters a feature has.
-        width: of each stack.
-        layers: L, how many gated layers.
+        num_parameters: P, the number of parameters per feature.
+        width: channels of each stack.
+        layers: L, the number of gated layers.
         kernel_size: k, odd.
         given_shape: shape of one ``given``, for ``network(x, given)``.
         num_classes: number of class labels, where ``given`` is a label.
@@ -100,7 +100,7 @@ class PixelCNN(nn.Module):
         order: the flat indices of the features, first to last.
 
     Raises:
-        ValueError: the shape is none of an image, the kernel size is even, or a size is no positive integer.
+        ValueError: the shape is not that of an image, the kernel size is even, or a size is no positive integer.
 
     >>> PixelCNN((1, 4, 4), 3, width=8, layers=2)(torch.zeros(5, 1, 4, 4)).shape
     torch.Size([5, 3, 1, 4, 4])
@@ -180,10 +180,10 @@ class PixelCNN(nn.Module):
 class PixelCNNCache:
     r"""The rows of the vertical stack, and the pixels of the horizontal one, that are still to be read.
 
-    At a pixel the horizontal stack is a loop over L small layers, in which calling a kernel takes longer than what it
-    computes. So what the layers read of the pixels to the left is done for all of them at once before the loop, the
-    skips after it, and the biases of the residual connections are left out: the loop's h is that of `PixelCNN.forward`
-    less their sum so far, `behind`.
+    At a pixel the horizontal stack is a loop over L small layers, in which launching a kernel takes longer than its
+    computation. So the loop does as little as possible: the terms of the pixels to the left are computed for all layers
+    before it, the skips after it, and the biases of the residual connections are left out. The loop's h is that of
+    `PixelCNN.forward` minus the sum of these biases so far, `behind`.
     """
 
     def __init__(self, network: PixelCNN, batch_size: int, given: Tensor | None):
@@ -207,18 +207,18 @@ class PixelCNNCache:
         self.middle, self.last = middle, [*zip(*(part.chunk(self.depth) for part in last), strict=True)]
         self.within = [] if network.within is None else network.within.weight.flatten(1).chunk(self.depth)
 
-        none = network.first.weight.new_zeros(batch_size, self.channels)
-        self.none, self.pixels = none, [none] * self.width  # the last row, after the first convolution
+        blank = network.first.weight.new_zeros(batch_size, self.channels)
+        self.blank, self.pixels = blank, [blank] * self.width  # the last row, after the first convolution
         self.embeddings = [] if given is None else [layer.embedding(given) for layer in self.layers if layer.embedding]
-        self.above = [none[:, :, None, None].expand(-1, -1, self.reach, self.width)] * len(self.layers)
-        self.left = self.from_above = none  # set by the first row
+        self.above = [blank[:, :, None, None].expand(-1, -1, self.reach, self.width)] * len(self.layers)
+        self.left = self.from_above = blank  # set by the first row
         self.values: list[Tensor] = []  # the channels of the pixel at this place, so far
-        self.hidden = none
+        self.hidden = blank
 
     def step(self, value: Tensor | None) -> Tensor:
         pixel, channel = divmod(self.place, self.depth)
         if value is not None:
-            self.values.append(to_unit(value, self.network.levels).to(self.none.dtype))
+            self.values.append(to_unit(value, self.network.levels).to(self.blank.dtype))
         if channel == 0:
             if self.values:
                 self.pixels.append(F.linear(torch.stack(self.values, -1), *self.first))
@@ -234,21 +234,21 @@ class PixelCNNCache:
         """The skips at the next pixel, ``(N, C)``."""
         if column == 0:
             self._new_row()
-        h = self.pixels[-1] if column else self.none
+        h = self.pixels[-1] if column else self.blank
         inputs, gated = [], []
         before = torch.baddbmm(self.from_above[column], self.left, self.of_left).unbind()
         for read, of_h, residual in zip(before, self.of_h, self.residuals, strict=True):
             inputs.append(h)
             b = torch.addmm(read, h, of_h)
             b[:, : self.channels].tanh_()
-            gated.append(F.glu(b, 1))  # what `gate` gives
+            gated.append(F.glu(b, 1))  # equal to `gate`
             h = torch.addmm(h, gated[-1], residual)
         here = torch.stack(inputs) + self.behind
         self.left = here if self.reach == 1 else torch.cat((self.left[..., self.channels :], here), -1)
         return torch.addmm(self.skip_bias, torch.cat(gated, 1), self.skips)
 
     def _new_row(self) -> None:
-        """Run the vertical stack at the next row, and keep what the horizontal one reads of it, ``(W, L, N, 2 C)``."""
+        """Run the vertical stack at the next row, and keep its inputs to the horizontal one, ``(W, L, N, 2 C)``."""
         v, reads = torch.stack(self.pixels, -1).unsqueeze(2), []
         for i, layer in enumerate(self.layers):
             window = torch.cat((self.above[i], v), 2)
@@ -262,10 +262,10 @@ class PixelCNNCache:
             reads.append(b.squeeze(2).permute(2, 0, 1))
         self.from_above = torch.stack(reads, 1) + self.bias
         self.pixels = []
-        self.left = self.none.new_zeros(len(self.layers), self.none.shape[0], self.reach * self.channels)
+        self.left = self.blank.new_zeros(len(self.layers), self.blank.shape[0], self.reach * self.channels)
 
     def take(self, rows: Tensor) -> None:
-        self.none, self.hidden = self.none.index_select(0, rows), self.hidden.index_select(0, rows)
+        self.blank, self.hidden = self.blank.index_select(0, rows), self.hidden.index_select(0, rows)
         for each in (self.values, self.pixels, self.embeddings, self.above):
             each[:] = [part.index_select(0, rows) for part in each]
         if self.place > 0:
@@ -273,7 +273,7 @@ class PixelCNNCache:
 
 
 def as_matrix(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a convolution of single pixels, for `F.linear`."""
+    """Weight and bias of a 1x1 convolution, for `F.linear`."""
     return layer.weight.flatten(1), bias_of(layer)
 
 

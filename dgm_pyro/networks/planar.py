@@ -1,4 +1,4 @@
-r"""Planar and Sylvester flows: a step along few directions, its size a squashed linear function of z.
+r"""Planar and Sylvester flows: a step in a few directions, whose size is a squashed linear function of z.
 
 .. math::
     \text{planar:} \quad x = z + u \tanh(w^\top z + b), \qquad
@@ -8,10 +8,10 @@ r"""Planar and Sylvester flows: a step along few directions, its size a squashed
     \text{Sylvester:} \quad x = z + Q R \tanh(\tilde R Q^\top z + b), \qquad
     \det \frac{dx}{dz} = \prod_i \left( 1 + R_{ii} \tilde R_{ii} \tanh'(\cdot)_i \right)
 
-with Q orthogonal, a product of Householder reflections, and R and R~ upper triangular. Both are made for posteriors,
-whose parameters a network of the datum gives: drawing z and scoring that draw takes one pass. They are monotone in the
-coordinates that count if :math:`w^\top u > -1` and :math:`R_{ii} \tilde R_{ii} > -1`, which any raw parameters satisfy.
-So other points can be scored too: their z is the root of scalar equations, found by bisection, one for a
+with Q orthogonal, a product of Householder reflections, and R and R~ upper triangular. Both are meant for posteriors
+whose parameters come from a network of the datum: drawing z and scoring the draw takes one pass. They are monotone in
+the coordinates that matter if :math:`w^\top u > -1` and :math:`R_{ii} \tilde R_{ii} > -1`, which holds for any raw
+parameters. So other points can be scored too: their z is the root of scalar equations, found by bisection, one for a
 planar map and D in turn for a Sylvester map. A last Newton step carries the gradient (implicit function theorem).
 
 Sources: Rezende and Mohamed 2015 (arXiv 1505.05770, equations 10 to 12 and appendix A); van den Berg et al. 2018
@@ -34,7 +34,7 @@ from dgm_pyro.registry import register
 
 __all__ = ["Planar", "Sylvester"]
 
-SLOPE = 0.999  # in place of 1: rounding may not make a determinant zero
+SLOPE = 0.999  # instead of 1, so that rounding cannot make a determinant zero
 
 
 class _Amortized(Bijection):
@@ -56,7 +56,7 @@ class _Amortized(Bijection):
 
 @register
 class Planar(_Amortized):
-    r"""x = z + u tanh(w . z + b). 2 D + 1 raw parameters: w, a raw u, b; a raw u of zero makes the identity.
+    r"""x = z + u tanh(w . z + b). 2 D + 1 raw parameters: w, a raw u, b; with a raw u of zero it is the identity.
 
     Args:
         num_features: D.
@@ -161,7 +161,7 @@ class Sylvester(_Amortized):
 
 
 def reflect(z: Tensor, v: Tensor) -> Tensor:
-    """Q z, with Q the product of the reflections at the vectors ``v``, (N, H, D); in reverse order they make Q'."""
+    """Q z, with Q the product of the reflections at the vectors ``v``, (N, H, D); in reverse order, this is Q' z."""
     for direction in reversed(v.unbind(-2)):
         scale = 2 / direction.square().sum(-1, keepdim=True).clamp_min(1e-12)
         z = z - scale * (direction * z).sum(-1, keepdim=True) * direction

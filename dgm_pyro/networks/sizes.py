@@ -1,8 +1,8 @@
-"""Sizes of networks of images: widths, depths and latents that suit a resolution, channels and a number of images.
+"""Sizes of networks of images: widths, depths and latents for a resolution, channels and a number of images.
 
-Below `CONVOLUTIONS_FROM` pixels a side an MLP is no larger than what convolutions need, and as good. From there on, it
-has a weight for every pair of a pixel and a unit. Convolutions share theirs among the places of the image, so that
-their number depends on the widths alone. Stages halve the resolution until at most 8 pixels a side are left.
+Below `CONVOLUTIONS_FROM` pixels a side an MLP is no larger than a convolutional network, and as good. Above, it has too
+many weights, one for every pair of a pixel and a unit. Convolutions share weights among positions, so the number of
+weights depends on the widths alone. Stages halve the resolution until at most 8 pixels a side are left.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ __all__ = ["ImageSizes", "image_sizes"]
 CONVOLUTIONS_FROM = 16
 COARSEST = 8
 WIDEST = 4
-"""The widths double from stage to stage, up to so many times the first."""
+"""Largest ratio of a width to the first; widths double from stage to stage up to it."""
 
 
 @dataclass(frozen=True)
 class ImageSizes:
-    """What `dgm.build` takes for images of a kind.
+    """The sizes that `dgm.build` uses for images.
 
     Attributes:
         widths: channels of the stages of a convolutional network, each at half the resolution of the one before.
         unet: channels of a U-Net, the first at the full resolution.
-        patch_size, patch_width: of a diffusion transformer, whose patches are the pixels of the U-Net's lowest
-            resolution, and as wide.
+        patch_size, patch_width: patch size and width of a diffusion transformer, equal to the pixels of the U-Net's
+            lowest resolution and to their width.
         latent_size: number of features of z.
-        layers, kernel_size: of a PixelCNN.
-        dropout: share of the features that are dropped in training: the fewer images, the more.
+        layers, kernel_size: layers and kernel size of a PixelCNN.
+        dropout: share of the features that are dropped in training, larger for fewer images.
     """
 
     widths: tuple[int, ...]
@@ -46,12 +46,12 @@ class ImageSizes:
 
     @property
     def reach(self) -> int:
-        """How many pixels to the left, and rows up, a PixelCNN sees."""
+        """Number of pixels to the left, and of rows above, in the receptive field of a PixelCNN."""
         return self.layers * (self.kernel_size // 2)
 
 
 def is_large(shape: Sequence[int]) -> bool:
-    """Whether x are images, ``(C, H, W)``, that convolutions suit."""
+    """Whether x are images, ``(C, H, W)``, that are large enough for convolutions."""
     return len(shape) == 3 and min(shape[1:]) >= CONVOLUTIONS_FROM
 
 
@@ -60,7 +60,7 @@ def image_sizes(shape: Sequence[int], num_data: int) -> ImageSizes:
 
     Args:
         shape: ``(C, H, W)``, at least 16 pixels a side.
-        num_data: how many there are to learn from.
+        num_data: number of training images.
 
     >>> image_sizes((1, 28, 28), 50_000).widths, image_sizes((3, 64, 64), 50_000).widths
     ((32, 64), (48, 96, 192))

@@ -15,17 +15,17 @@ __all__ = ["Standardize"]
 
 @register
 class Standardize(nn.Module):
-    """A network of (x - shift) / scale; that itself, without a network.
+    """A network of (x - shift) / scale; without a network, this value itself.
 
-    The difference is taken in the precision of x or of ``shift``, whichever is higher; the result has the precision of
-    the network behind it. So float64 data far from zero lose nothing, though the network computes in float32.
+    The difference is computed in the precision of x or of ``shift``, whichever is higher; the result has the precision
+    of the network. So float64 data far from zero lose nothing, although the network computes in float32.
 
     Args:
         shift, scale: tensors, numbers or sequences that broadcast with one x; the scale is positive.
         network: ``network(x, *given)``.
 
     Raises:
-        ValueError, TypeError: they are no finite numbers, or a scale is not positive.
+        ValueError, TypeError: shift or scale are not finite numbers, or a scale is not positive.
 
     >>> x = torch.tensor([[1e6 + 0.2]], dtype=torch.float64)
     >>> Standardize(torch.tensor([1e6], dtype=torch.float64), 0.1)(x).round(decimals=4)

@@ -1,21 +1,21 @@
 r"""Objectives that compare samples with data, for programs without a density: two-player games, and kernel scores.
 
-**A critic** V(x) is trained to tell data from samples, and is the better the further p (the data) and q (the program)
-are apart. For an f-divergence, :math:`D_f(p \| q) = E_q[f(p/q)]`,
+**A critic** V(x) is trained to tell data from samples. It succeeds the more, the further p (the data) and q (the
+program) are apart. For an f-divergence, :math:`D_f(p \| q) = E_q[f(p/q)]`,
 
 .. math::
     D_f(p \,\|\, q) \ge E_p[T(V(x))] - E_q[f^*(T(V(x)))], \qquad T(V) = f'(e^V),
 
-for any V, with equality at :math:`V = \log p/q`. In every game of this family the critic thus estimates the *log
-density ratio* of two unknown densities. The program then moves its samples to where the critic
-sees data. For the Jensen-Shannon divergence that is the GAN. The Wasserstein distance has no f, but a critic with
-slopes of at most one: :math:`W(p, q) = \sup_V E_p[V] - E_q[V]`.
+for any V, with equality at :math:`V = \log p/q`. So in every game of this family the critic estimates the *log density
+ratio* of two unknown densities, and the program moves its samples towards larger V. For the Jensen-Shannon divergence
+this is the GAN. The Wasserstein distance is no f-divergence, but the supremum over critics with slopes of at most one:
+:math:`W(p, q) = \sup_V E_p[V] - E_q[V]`.
 
 **A kernel** k needs no second player: :math:`E\,k(x, x') + E\,k(y, y') - 2\,E\,k(x, y)` of data x and samples y is the
 squared maximum mean discrepancy. It has an unbiased estimate from pairs (a U-statistic), with an unbiased gradient.
 :math:`k(x, y) = -|x - y|` makes it the energy distance.
 
-The data side never enters the program, only its samples do: what must be differentiable is ``joint``, from the
+No data enter the program, and its samples are compared with them. So only ``joint`` must be differentiable, from the
 parameters to x.
 
 Source: Goodfellow et al. 2014 (arXiv 1406.2661); Nowozin, Cseke and Tomioka 2016 (arXiv 1606.00709); Gulrajani et al.
@@ -81,7 +81,7 @@ __all__ = [
 
 Term = Callable[[Tensor], Tensor]
 
-# Of V = log p/q: T(V) = f'(p/q), and f*(T(V)), its convex conjugate there.
+# As functions of V = log p/q: T(V) = f'(p/q), and f*(T(V)), the convex conjugate at T(V).
 DIVERGENCES: dict[str, tuple[Term, Term]] = {
     "kl": (lambda v: 1 + v, lambda v: v.exp()),
     "reverse-kl": (lambda v: -(-v).exp(), lambda v: v - 1),
@@ -94,10 +94,10 @@ the chi-square E_q[(p/q - 1)^2], and the squared Hellinger distance, the integra
 
 
 def divergence_bound(divergence: str, of_p: Tensor, of_q: Tensor) -> Tensor:
-    """The lower bound on a divergence that a critic's values at draws of p and of q give, a scalar.
+    """The lower bound on a divergence from a critic's values at draws of p and of q, a scalar.
 
     Raises:
-        ValueError: the divergence is none of `DIVERGENCES`.
+        ValueError: the divergence is not one of `DIVERGENCES`.
     """
     t, conjugate = DIVERGENCES[_check_divergence(divergence)]
     return t(of_p).mean() - conjugate(of_q).mean()
@@ -112,7 +112,8 @@ def draw(program: Program, num_samples: int, given: Any = None) -> Tensor:
     """Samples of ``program`` with their gradient, ``(num_samples, *event_shape)``, integers scaled to [-1, 1].
 
     Raises:
-        ValueError: they have none, although some parameter requires it: x is discrete, or drawn by steps without one.
+        ValueError: the samples have no gradient although a parameter requires one: x is discrete, or a step of its
+            draw has no gradient.
     """
     with hidden(), batch_plates((num_samples,)):
         x = program.joint(program.variable, None, given)
@@ -128,7 +129,7 @@ def _to_unit_range(program: Program, x: Tensor) -> Tensor:
     return to_unit(x, program.levels, parameter_of(program).dtype)
 
 
-# What critic and program play for, in LaTeX, without the penalties on the critic's slope.
+# The payoffs of critic and program in LaTeX, without the penalties on the critic's slope.
 GAMES = {
     "gan": r"\max_q \, E_q[\log \sigma(V)], \quad \max_V \, E_p[\log \sigma(V)] + E_q[\log \sigma(-V)]",
     "wasserstein": r"\min_q \max_V \, E_p[V] - E_q[V]",
@@ -147,8 +148,8 @@ class Adversarial(HasFormula):
     """Adversarial training of the program against a critic, which learns in the same `dgm.fit`.
 
     Before each step of the program the critic takes ``critic_steps`` steps, by Adam with the program's current learning
-    rate. Epochs are validated by the energy distance to the held-out data, because the loss of a game does not measure
-    its quality: each player's depends on the other.
+    rate. Epochs are validated by the energy distance to the held-out data, because the loss of a player depends on the
+    other player and does not measure quality.
 
     Args:
         game: "gan" (the critic maximizes the bound on the Jensen-Shannon divergence, the program E[log sigma(V)], the
@@ -158,7 +159,7 @@ class Adversarial(HasFormula):
             a network that suits the program is made for each training. Integers reach it scaled to [-1, 1].
         r1: weight of (1/2) E|grad V|^2 over data, which makes the game converge locally.
         gradient_penalty: weight of E(|grad V| - 1)^2 at random points between data and samples.
-        critic_steps: of the critic, before each step of the program.
+        critic_steps: steps of the critic before each step of the program.
         critic_lr: the critic's learning rate as a multiple of the program's.
 
     Attributes:
@@ -205,7 +206,7 @@ class Adversarial(HasFormula):
         return GAMES[self.game]
 
     def prepare(self, program: Program) -> None:
-        """Begin a game against ``program``: `dgm.fit` calls it once."""
+        """Start a game against ``program``; `dgm.fit` calls this once."""
         like = next(program.parameters())
         self.critic = (critic_for(program) if self.own is None else self.own).to(like.device, like.dtype)
         self.optimizer = torch.optim.Adam(self.critic.parameters(), betas=(0.0, 0.99))
@@ -216,14 +217,14 @@ class Adversarial(HasFormula):
         return {"critic": critic.state_dict(), "optimizer": optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The reverse of `state_dict`, after `prepare`."""
-        check_type(state, dict, "state", "what state_dict returned")
+        """Continue from a ``state`` of `state_dict`, after `prepare`."""
+        check_type(state, dict, "state", "a dict from state_dict")
         critic, optimizer = self._critic_and_optimizer()
         critic.load_state_dict(state["critic"])
         optimizer.load_state_dict(state["optimizer"])
 
     def update(self, program: Program, x: Tensor, given: Any, lr: float) -> None:
-        """The critic's move: `dgm.fit` calls it before each step of the program, with its learning rate."""
+        """The critic's steps; `dgm.fit` calls this before each step of the program, with its learning rate."""
         critic, optimizer = self._critic_and_optimizer()
         optimizer.param_groups[0]["lr"] = self.critic_lr * lr
         real = _to_unit_range(program, x)
@@ -237,7 +238,7 @@ class Adversarial(HasFormula):
             optimizer.step()
 
     def critic_loss(self, real: Tensor, fake: Tensor, given: Any = None) -> Tensor:
-        """The critic's loss: minus the distance that it measures, plus the penalties on its slope; a scalar."""
+        """The critic's loss, a scalar: minus its estimate of the distance, plus the penalties on its slope."""
         critic = self._critic_and_optimizer()[0]
         loss = -self.distance(_critic_values(critic, real, given), _critic_values(critic, fake, given))
         if self.r1 > 0:
@@ -249,7 +250,7 @@ class Adversarial(HasFormula):
         return loss
 
     def distance(self, of_data: Tensor, of_samples: Tensor) -> Tensor:
-        """The distance between data and samples by the critic's values, a scalar."""
+        """The distance between data and samples, estimated from the critic's values; a scalar."""
         if self.game == "wasserstein":
             return of_data.mean() - of_samples.mean()
         return divergence_bound("js" if self.game == "gan" else self.game, of_data, of_samples)
@@ -257,7 +258,7 @@ class Adversarial(HasFormula):
     def __call__(
         self, program: Program, x: Tensor, given: Any = None, observed: dict[str, Tensor] | None = None
     ) -> Bound:
-        """The program's move: its payoff per sample, and the distance that the critic sees (as ``kl``)."""
+        """The program's payoff per sample, with the critic's estimate of the distance as its ``kl``."""
         critic, _ = self._critic_and_optimizer()
         critic.requires_grad_(False)
         of_samples = _critic_values(critic, draw(program, len(x), given), given)
@@ -279,13 +280,15 @@ def _critic_values(critic: nn.Module, x: Tensor, given: Any) -> Tensor:
     """V(x), ``(B,)``."""
     value = apply_network(critic, x, *(() if given is None else parts_of(given)))
     if value.shape not in ((len(x), 1), (len(x),)):
-        raise ValueError(f"the critic returned shape {tuple(value.shape)}, but one number per datum is ({len(x)}, 1)")
+        raise ValueError(
+            f"the critic returned shape {tuple(value.shape)}, but it must return one number per datum, ({len(x)}, 1)"
+        )
     return value.reshape(len(x))
 
 
 @differentiating("slopes")
 def slopes(critic: nn.Module, x: Tensor, given: Any = None) -> Tensor:
-    """|grad V| at every x, ``(B,)``, itself differentiable."""
+    """|grad V| at every x, ``(B,)``, as a differentiable tensor."""
     x = x.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(_critic_values(critic, x, given).sum(), x, create_graph=True)
     return (gradient.flatten(1).square().sum(1) + 1e-12).sqrt()
@@ -310,17 +313,17 @@ def critic_for(program: Program, hidden: tuple[int, ...] = (128, 128, 128)) -> n
 
 
 def gan(r1: float = 0.1) -> Adversarial:
-    """Against a critic, the non-saturating GAN with R1 penalty; for programs that can only be sampled."""
+    """The non-saturating GAN with an R1 penalty, against a critic; for programs that can only be sampled."""
     return Adversarial("gan", r1=r1)
 
 
 def wgan_gp(gradient_penalty: float = 10.0) -> Adversarial:
-    """Against a critic, the Wasserstein distance with gradient penalty, 5 critic steps per step."""
+    """The Wasserstein distance with a gradient penalty, against a critic with 5 steps per step of the program."""
     return Adversarial("wasserstein", r1=0.0, gradient_penalty=gradient_penalty, critic_steps=5)
 
 
 def f_gan(divergence: str = "js") -> Adversarial:
-    """Against a critic, an f-divergence: kl, reverse-kl, js, pearson, hellinger."""
+    """An f-divergence, against a critic: kl, reverse-kl, js, pearson or hellinger."""
     return Adversarial(_check_divergence(divergence))
 
 
@@ -329,20 +332,23 @@ def f_gan(divergence: str = "js") -> Adversarial:
 
 @dataclass(frozen=True)
 class KernelScore(HasFormula):
-    """Less the energy distance, or the squared maximum mean discrepancy, of samples to the data: no critic.
+    """Minus the energy distance or the squared maximum mean discrepancy between samples and data, without a critic.
 
     Per datum x, with samples y of the program and the other data x',
 
         2 mean k(x, y) - mean k(y, y') - mean k(x, x'),
 
-    whose expectation is less the squared distance; every mean is over distinct points, so there is no bias. In a
-    conditional program each datum has ``num_samples`` samples for its own ``given``. The last term does not depend on
-    the program and is left out: a proper scoring rule of p(x | given).
+    whose expectation is minus the squared distance; every mean is over distinct points, so there is no bias. In a
+    conditional program each datum has ``num_samples`` samples for its own ``given``. The last term, which does not
+    depend on the program, is then left out, and the score is a proper scoring rule of p(x | given).
 
     Args:
         kernel: "energy", -|x - y|, or "gaussian", the mean of exp(-|x - y|^2 / (2 s^2 D)) over the scales s.
-        scales: of the Gaussian kernel, in units of x.
-        num_samples: samples per datum, for a conditional program, at least 2.
+        scales: scales of the Gaussian kernel, in units of x.
+        num_samples: samples per datum for a conditional program, at least 2.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
 
     Source: Gretton et al. 2012, lemma 6; Gneiting and Raftery 2007, section 5; Bouchacourt et al. 2016
     (arXiv 1606.04414).
@@ -363,7 +369,10 @@ class KernelScore(HasFormula):
             check_number(scale, "scales", above=0)
         check_count(self.num_samples, "num_samples")
         if self.num_samples < 2:
-            raise ValueError("num_samples must be at least 2: the score compares samples of one datum")
+            raise ValueError(
+                "num_samples must be at least 2, because the score compares samples of one datum, got "
+                f"{self.num_samples}"
+            )
 
     @property
     def formula(self) -> str:
@@ -389,7 +398,7 @@ class KernelScore(HasFormula):
 
     def similarity(self, x: Tensor, y: Tensor) -> Tensor:
         """k of every pair: ``(*batch, N, D)`` and ``(*batch, M, D)`` to ``(*batch, N, M)``."""
-        # Not by products of matrices, which lose the small distances that a U-statistic is about.
+        # Not by products of matrices, which lose precision in the small distances that matter to a U-statistic.
         distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
         if self.kernel == "energy":
             return -distance
@@ -397,7 +406,7 @@ class KernelScore(HasFormula):
         return sum(((-distance.square() / width).exp() for width in widths), torch.zeros_like(distance)) / len(widths)
 
     def to_the_others(self, x: Tensor) -> Tensor:
-        """The mean of k between each point and the others of its set, ``(*batch, N)``."""
+        """Mean of k between each point and the other points of its set, ``(*batch, N)``."""
         size, itself = x.shape[-2], 0.0 if self.kernel == "energy" else 1.0
         return (self.similarity(x, x).sum(-1) - itself) / (size - 1)
 
@@ -407,11 +416,14 @@ class KernelScore(HasFormula):
 
 @torch.no_grad()
 def squared_distance(x: Tensor, y: Tensor, score: KernelScore | None = None) -> float:
-    """The squared distance of two sets of points, estimated without bias: below zero, too, if they are alike.
+    """An unbiased estimate of the squared distance of two sets of points; it may be negative.
 
     Args:
         x, y: ``(N, ...)`` and ``(M, ...)``, at least two points each.
-        score: whose kernel; default the energy distance, 2 E|x - y| - E|x - x'| - E|y - y'|.
+        score: a `KernelScore` with the kernel; default the energy distance, 2 E|x - y| - E|x - x'| - E|y - y'|.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; the message names it.
     """
     check_finite(x, "x")
     check_finite(y, "y")
@@ -422,12 +434,12 @@ def squared_distance(x: Tensor, y: Tensor, score: KernelScore | None = None) -> 
 
 
 def energy() -> KernelScore:
-    """The energy distance to the data, from pairs of points: no critic."""
+    """The energy distance to the data, from pairs of points, without a critic."""
     return KernelScore()
 
 
 def mmd(scale: float = 1.0) -> KernelScore:
-    """The squared maximum mean discrepancy under Gaussian kernels of many widths, all multiplied by the scale."""
+    """The squared maximum mean discrepancy with Gaussian kernels of several widths, all multiplied by ``scale``."""
     check_number(scale, "scale", above=0)
     return KernelScore("gaussian", tuple(scale * s for s in KernelScore.scales))
 
@@ -440,12 +452,12 @@ COMPARISONS.update({"gan": gan, "wgan-gp": wgan_gp, "f-gan": f_gan, "energy": en
 
 @dataclass
 class DensityRatio:
-    """log p(x) / q(x) of two distributions of which only samples are known: call it with x, ``(B, ...)``.
+    """log p(x) / q(x) of two distributions that are known by samples only: call it with x, ``(B, ...)``.
 
     Attributes:
         critic: the network.
-        divergence: by whose bound it was trained.
-        bounds: that bound on the training samples, per hundred steps.
+        divergence: the divergence whose bound trained it.
+        bounds: this bound on the training samples, every hundred steps.
     """
 
     critic: nn.Module
@@ -460,17 +472,18 @@ class DensityRatio:
     def kl(self, p: Tensor) -> tuple[float, float]:
         """KL(p || q) in nats, as the mean log ratio at fresh samples of p, and its standard error.
 
-        The error is that of the samples alone; a critic that is wrong makes this wrong, up or down: see `bound`.
+        The standard error covers the samples alone. A wrong critic makes the estimate wrong in either direction: see
+        `bound` for a lower bound.
         """
         check_finite(p, "p")
         ratio = self(p).double()
         return ratio.mean().item(), standard_error(ratio)
 
     def bound(self, p: Tensor, q: Tensor, divergence: str | None = None) -> tuple[float, float]:
-        """A lower bound on a divergence, from fresh samples of both; a bound in expectation for any critic.
+        """A lower bound on a divergence from fresh samples of both, which holds in expectation for any critic.
 
         Returns:
-            the estimate, and its standard error.
+            The estimate, and its standard error.
         """
         check_finite(p, "p")
         check_finite(q, "q")
@@ -491,17 +504,17 @@ def density_ratio(
     lr: float = 2e-3,
     seed: int = 0,
 ) -> DensityRatio:
-    """Learn log p/q from samples of both, by the tightest bound on a divergence.
+    """Learn log p/q from samples of both, by maximizing a lower bound on a divergence.
 
-    With the divergence "js" this is logistic regression of the question "from p or from q?", the most robust choice;
-    "kl" aims at E_p[log p/q] itself, with the variance of E_q[p/q].
+    The divergence "js" is logistic regression of whether x comes from p or from q, the most robust choice. "kl"
+    estimates E_p[log p/q] itself, with the variance of E_q[p/q].
 
     Args:
         p, q: samples, ``(N, ...)`` and ``(M, ...)``.
-        critic: maps x to ``(B, 1)``; default an MLP, made under ``seed``.
+        critic: maps x to ``(B, 1)``; default an MLP with initial weights from ``seed``.
         divergence: one of `DIVERGENCES`.
-        gradient_steps, batch_size, lr: of Adam, the rate falling to zero along a cosine.
-        seed: the global random state is left as it was.
+        gradient_steps, batch_size, lr: options of Adam; the rate falls to zero along a cosine.
+        seed: seed of all draws; the global random state does not change.
 
     Raises:
         ValueError: shapes differ, or the divergence is unknown.
@@ -522,7 +535,7 @@ def density_ratio(
         chosen = MLP(p.shape[1:], 1, (64, 64), activation="silu").to(p) if critic is None else critic
         optimizer = torch.optim.Adam(chosen.parameters(), lr=lr)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, gradient_steps)
-        # Summed on the device: reading a number at every step would wait for it.
+        # Summed on the device, because reading a number at every step would wait for the device.
         bounds, total = [], torch.zeros((), dtype=torch.float64, device=p.device)
         for step in range(1, gradient_steps + 1):
             batches = [x[torch.randint(len(x), (batch_size,), device=x.device)] for x in (p, q)]

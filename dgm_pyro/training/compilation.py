@@ -1,12 +1,13 @@
 r"""Compiled losses: a tracer runs the statements of a program once, and their tensor operations are compiled.
 
-Pyro's handlers are Python, and Python is what `torch.compile` breaks its graphs at. But which statements run does not
-depend on the numbers, so one run tells all. `torch.export` runs model and guide on symbolic tensors, through every
-handler, and keeps the tensor operations alone, which `torch.compile` then fuses. The graph reads the program's own
-parameters: to train it is to train the program.
+Pyro's handlers are Python code, at which `torch.compile` breaks its graphs. But the statements that run do not depend
+on values, so one run records all of them. `torch.export` runs model and guide on symbolic tensors, through every
+handler, and keeps only the tensor operations, which `torch.compile` then fuses. The graph reads the program's own
+parameters, so training the graph trains the program.
 
-One run cannot capture Python code that depends on values, such as ``if z.sum() > 0:``. It ends in a `CompilationError`
-that quotes the line; so do random numbers of Python or NumPy. Python numbers keep the value of that run.
+One run cannot capture Python code that depends on values, such as ``if z.sum() > 0:``. Such code ends in a
+`CompilationError` that quotes the line, and so do random numbers of Python or NumPy. Python numbers keep the values of
+that run.
 """
 
 from __future__ import annotations
@@ -55,52 +56,52 @@ from dgm_pyro.program import Program, alone, parameter_of, sample_sites
 
 __all__ = ["CompilationError", "Loss", "compile", "export", "optimized"]
 
-# The frames of a traceback that belong to no statement.
+# Packages whose frames in a traceback belong to no statement.
 _LIBRARIES = (*(os.path.dirname(m.__file__ or "") + os.sep for m in (torch, pyro)), contextlib.__file__, __file__)
 
-# Where Pyro warns about a pair, and not about a single statement of it.
+# Modules in which Pyro warns about a pair, and not about a single statement.
 _CHECKS = tuple(os.path.join(os.path.dirname(pyro.__file__), part) for part in ("util.py", "infer"))
 
-# Of `Terms`: by kind and site.
+# The result of `Terms`: sums by kind and site.
 Sums = dict[str, dict[str, Tensor]]
 
 
 class CompilationError(RuntimeError):
-    """A program, or its objective, does something that cannot be compiled; the message quotes the statement."""
+    """A program or its objective cannot be compiled; the message quotes the statement."""
 
 
 def compile(program: Program | tuple[Callable[..., Any], Callable[..., Any]], objective: Any = None) -> Loss | PairLoss:
-    """The loss of ``program`` under ``objective``, compiled; it has the program's own parameters.
+    """The compiled loss of ``program`` under ``objective``, on the program's own parameters.
 
     Args:
         program: a `Program`; or any pair ``(model, guide)`` of Pyro callables.
         objective: an objective or its name, as for `dgm.fit`; default `ELBO`. For a pair it is an `ELBO`, an `IWAE`, or
-            one of Pyro's that has a ``differentiable_loss``: `Trace_ELBO`, `TraceMeanField_ELBO`, `TraceEnum_ELBO`.
+            one of Pyro's ELBOs with a ``differentiable_loss``: `Trace_ELBO`, `TraceMeanField_ELBO`, `TraceEnum_ELBO`.
 
     Returns:
-        For a program a `Loss`, ``loss(x, given=None)``; for a pair a `PairLoss`, called with the pair's arguments. It
-        is compiled when it is first called, and again for arguments of another kind; for a second number of data, once
-        more and for every number. A part of the program that is replaced afterwards is not seen: compile anew.
+        For a program a `Loss`, ``loss(x, given=None)``; for a pair a `PairLoss`, called with the pair's arguments. The
+        first call compiles it. Arguments of another kind compile it again, and so does a second number of data, then
+        for every number. It does not follow later replacements of parts of the program: then call `compile` again.
 
     Raises:
         TypeError: ``program`` is neither, or the objective is a class.
-        ValueError: the objective cannot be compiled, or there is none of that name.
+        ValueError: the objective cannot be compiled, or there is no objective of that name.
         CompilationError: when called; the message quotes the statement that cannot be compiled.
 
     >>> import torch, dgm_pyro as dgm
     >>> program = dgm.Normal(2, learned=True)
     >>> loss = dgm.compile(program)
-    >>> optimizer = torch.optim.Adam(loss.parameters())  # then loss(x).backward(), as ever
+    >>> optimizer = torch.optim.Adam(loss.parameters())  # then loss(x).backward(), as usual
     """
     maximize = chosen(objective)
     if isinstance(program, Program):
         return Loss(program, maximize)
     if not (isinstance(program, tuple) and len(program) == 2 and all(callable(part) for part in program)):
         raise TypeError(f"program must be a dgm.Program or a pair (model, guide), got {type(program).__name__}")
-    return PairLoss(*program, _of_pyro(maximize))
+    return PairLoss(*program, _pyro_elbo(maximize))
 
 
-def _of_pyro(objective: Any) -> Any:
+def _pyro_elbo(objective: Any) -> Any:
     """The ELBO of Pyro that a pair maximizes."""
     if isinstance(objective, ELBO) and objective.beta == 1.0 and not objective.leave_one_out:
         return (TraceMeanField_ELBO if objective.analytic_kl else Trace_ELBO)(objective.num_samples)
@@ -120,9 +121,9 @@ class Loss(nn.Module):
     """The mean negative objective of a program's data, compiled, in nats per datum.
 
     Args:
-        program: whose parameters it has.
+        program: the program whose parameters it shares.
         objective: as for `dgm.fit`.
-        backend: as for `torch.compile`; "eager" runs the exported graph as it is.
+        backend: as for `torch.compile`; "eager" runs the exported graph without compiling it.
 
     Raises:
         ValueError: the objective cannot be compiled.
@@ -143,9 +144,9 @@ class Loss(nn.Module):
 
         Args:
             x: ``(B, *event_shape)``.
-            given: for a conditional program.
+            given: ``(B, *given_shape)`` for a conditional program.
             observed: values of further sites, such as labels.
-            elapsed: the share of training that is over, for an objective that follows it.
+            elapsed: the share of training that is over, from 0 to 1, for an objective with schedules.
         """
         arguments = (x, given, observed or {}, self.terms.weights(elapsed))
         leaves = [(leaf.dtype, leaf.device, leaf.requires_grad) for leaf in self._leaves]
@@ -153,7 +154,7 @@ class Loss(nn.Module):
         graph = self._graphs.get(key)
         if graph is None or len(x) == 1:
             self.terms.program.check(x, given, values=False)
-            if len(x) == 1:  # one graph serves every number of data but this
+            if len(x) == 1:  # one graph serves all other numbers of data
                 return self.scalar(*arguments)
             graph = self._graphs[key] = optimized(export(self.scalar, arguments), self.backend)
         return graph(*arguments)
@@ -162,8 +163,8 @@ class Loss(nn.Module):
 class PairLoss(nn.Module):
     """The negative ELBO of the data of any Pyro callables, compiled, in nats.
 
-    It is what Pyro's loss estimates, and its gradient what that loss descends. Its `parameters` are those that the
-    callables state, known once it has been called.
+    Value and gradient are those of Pyro's loss. Its `parameters` are those that the callables state, which are known
+    after the first call.
 
     Args:
         model, guide: Pyro callables of the same arguments.
@@ -175,13 +176,13 @@ class PairLoss(nn.Module):
         super().__init__()
         self.terms, self.backend = PairTerms(model, guide, elbo), backend
         self._parts = [*self.terms.modules()]
-        self._names: dict[Any, list[str]] = {}  # of the parameters, by kind of arguments
+        self._names: dict[Any, list[str]] = {}  # names of the parameters, by kind of arguments
         self._graphs: dict[Any, Callable[..., Any]] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss of the callables' arguments, a scalar.
+        """The loss for the callables' arguments, a scalar.
 
-        Numbers and strings among the arguments are part of a graph: others compile anew.
+        Numbers and strings among the arguments are constants of a graph, so other values compile another graph.
 
         Raises:
             TypeError: an argument is neither a tensor, a number, a string nor a list, tuple or dict of them.
@@ -190,7 +191,7 @@ class PairLoss(nn.Module):
         _check_arguments((args, kwargs))
         kind = (_graph_key((args, kwargs), 0), *[part.training for part in self._parts])
         stored = dict(pyro.get_param_store().named_parameters())
-        if not set(self._names.get(kind, [""])) <= set(stored):  # the first time, or the store has been cleared
+        if not set(self._names.get(kind, [""])) <= set(stored):  # the first call, or the store has been cleared
             self._names[kind] = self.terms.stated(args, kwargs)
             stored = dict(pyro.get_param_store().named_parameters())
         leaves = {name: stored[name] for name in self._names[kind]}
@@ -203,20 +204,20 @@ class PairLoss(nn.Module):
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
         """The unconstrained parameters, by their names in the param store."""
         if not self._graphs:
-            raise RuntimeError("the parameters of a Pyro pair are known once it has run: call the loss first")
+            raise RuntimeError("the parameters of a Pyro pair are known only after it has run: call the loss first")
         stored = dict(pyro.get_param_store().named_parameters())
         names = dict.fromkeys(name for names in self._names.values() for name in names)
         yield from ((name, stored[name]) for name in names if name in stored)
 
 
-# -- what is exported --------------------------------------------------------------------------------------------------
+# -- modules that are exported -----------------------------------------------------------------------------------------
 
 
 class Terms(nn.Module):
     """The part of an objective that a training step needs, tensors in and tensors out.
 
     Args:
-        program: whose objective it is; its parameters are those of this module.
+        program: the program, whose parameters are also those of this module.
         objective: as for `dgm.fit`.
     """
 
@@ -228,7 +229,7 @@ class Terms(nn.Module):
     def weights(self, elapsed: float) -> dict[str, Tensor]:
         """The values of the objective's schedules when ``elapsed``, from 0 to 1, of training is over.
 
-        They are on the program's device, where CUDA graphs need them, and filled there: a copy would wait for it.
+        They are created on the program's device, where CUDA graphs need them, because a copy would wait for the device.
         """
         device = parameter_of(self.program).device if self.schedules else None
         return {
@@ -237,11 +238,11 @@ class Terms(nn.Module):
         }
 
     def forward(self, x: Tensor, given: Any, observed: dict[str, Tensor], weights: dict[str, Tensor]) -> Sums:
-        """The loss, and what a `Bound` reports, summed over the batch.
+        """The loss, and the values of a `Bound` summed over the batch.
 
         Returns:
-            ``loss``, at ``""``: the mean negative surrogate in nats per datum, to be differentiated. ``value``, at
-            ``""``, and ``reconstruction`` and ``kl``, by site: sums over the batch in float64, without gradient.
+            ``loss`` (key ``""``), the mean negative surrogate in nats per datum, for the gradient; and ``value`` (key
+            ``""``), ``reconstruction`` and ``kl`` (by site), sums over the batch in float64, without gradients.
         """
         objective: Any = self.objective
         if weights:
@@ -280,10 +281,10 @@ class PairTerms(nn.Module):
     def __init__(self, model: Callable[..., Any], guide: Callable[..., Any], elbo: Any):
         super().__init__()
         self.model, self.guide = model, guide
-        self.elbo = copy.copy(elbo)  # it remembers the plate nesting of its first pair
-        # A deterministic site has no density, but Pyro would miss it in the model.
+        self.elbo = copy.copy(elbo)  # it keeps the plate nesting of its first pair
+        # A deterministic site in the guide has no density, but Pyro would require it in the model.
         self.densities = poutine.block(guide, hide_fn=_is_deterministic)
-        self._names: set[str] = set()  # of all statements
+        self._names: set[str] = set()  # names of all statements
 
     def stated(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
         """Names of the parameters that the callables state, found by running Pyro's loss once under validation.
@@ -315,17 +316,19 @@ class PairTerms(nn.Module):
                 if trace is guide and not nodes[name]["fn"].has_rsample:
                     raise CompilationError(f"importance weights need {name!r} to be reparameterized: use dgm.ELBO")
                 if (torch.as_tensor(nodes[name]["scale"]) != 1).any():
-                    raise CompilationError(f"{name!r} is scaled: importance weights make no bound, use dgm.ELBO")
+                    raise CompilationError(f"{name!r} is scaled, and importance weights make no bound: use dgm.ELBO")
 
     def forward(self, leaves: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         stored = dict(pyro.get_param_store().named_parameters())
         instead = _SubstitutedTensors({id(stored[name]): leaf for name, leaf in leaves.items()})
         weighs = isinstance(self.elbo, RenyiELBO)
         elbo, times = (Trace_ELBO(), self.elbo.num_particles) if weighs else (self.elbo, 1)
-        with poutine.block(), _StatedNames() as statements, instead, _without_numbers():
+        with poutine.block(), _StatedNames() as statements, instead, _without_reading_values():
             each = [elbo.differentiable_loss(self.model, self.densities, *args, **kwargs) for _ in range(times)]
         for name in {*statements.params, *statements.samples} - self._names:
-            raise CompilationError(f"{name!r} is the name of a statement that depends on numbers: fix the names")
+            raise CompilationError(
+                f"{name!r} is stated in this run alone: the names of statements must not depend on values"
+            )
         losses = torch.stack([torch.as_tensor(loss) for loss in each])
         return math.log(times) - (-losses).logsumexp(0) if weighs else losses[0]
 
@@ -346,8 +349,8 @@ class _StatedNames(Messenger):
 
 
 @contextlib.contextmanager
-def _without_numbers() -> Iterator[None]:
-    """Keep Pyro's losses from reading numbers off tensors, to warn of NaN and to subtract a surrogate from itself."""
+def _without_reading_values() -> Iterator[None]:
+    """Keep Pyro's losses from reading values of tensors, which they do to warn of NaN and to detach surrogates."""
 
     def detached(value: Any) -> Any:
         return value.detach() if isinstance(value, Tensor) else value
@@ -362,14 +365,14 @@ def _without_numbers() -> Iterator[None]:
 
 
 def _iterate_by_numbers(plate: Any, iterate: Callable[[Any], Iterator[Any]] = IndepMessenger.__iter__) -> Iterator[Any]:
-    """Iterate over a sequential plate of all data by Python numbers, of which names are made."""
+    """Iterate over a sequential plate of all data by Python numbers, because site names are made of them."""
     if plate.subsample_size == plate.size:
         plate._indices = range(plate.size)
     return iterate(plate)
 
 
 def _refusal_message(elbo: str, why: Any) -> str:
-    remedy = "mend the pair"
+    remedy = "correct the pair"
     if elbo == "TraceMeanField_ELBO":
         remedy += ", or compile it with dgm.ELBO(analytic_kl=False)"
     said = " ".join(without_table(why).split())
@@ -384,16 +387,17 @@ def _check_arguments(arguments: Any) -> None:
     for leaf in pytree.tree_leaves(arguments):
         if not (leaf is None or isinstance(leaf, (Tensor, bool, int, float, str))):
             raise TypeError(
-                f"an argument of the pair holds a {type(leaf).__name__}, whose changes no graph sees: pass tensors, "
-                "numbers and strings, alone or in lists, tuples and dicts, or let model and guide close over it"
+                f"an argument of the pair holds a {type(leaf).__name__}, whose changes a graph would miss: pass "
+                "tensors, numbers and strings, alone or in lists, tuples and dicts, or let model and guide close over "
+                "it"
             )
 
 
 class _SubstitutedTensors(TorchFunctionMode):
     """Substitutes tensors in the arguments of every function, matched by identity.
 
-    The param store hands out its own tensors, not those that stand for them while a function is traced. And Pyro's sum
-    over enumerated values looks whether some have probability 0, to leave these out: here they are zeros.
+    The param store returns its own tensors, not the ones that replace them while a function is traced. And Pyro's sum
+    over enumerated values checks whether some have probability 0, to leave these out: here nothing is left out.
     """
 
     def __init__(self, others: dict[int, Tensor]):
@@ -414,18 +418,18 @@ class _SubstitutedTensors(TorchFunctionMode):
 
 
 def check_compilable(objective: Any) -> None:
-    """Raise a ValueError if ``objective`` does what no graph of tensor operations holds."""
+    """Raise a ValueError if ``objective`` cannot be a graph of tensor operations."""
     why = why_eager(objective)
     if why is not None:
-        raise ValueError(f"{type(objective).__name__} cannot be compiled, as it {why}: use compile=False")
+        raise ValueError(f"{type(objective).__name__} cannot be compiled, because it {why}: use compile=False")
 
 
 def why_eager(objective: Any) -> str | None:
-    """What ``objective`` does that no graph of tensor operations holds; None if nothing."""
+    """Why ``objective`` cannot be a graph of tensor operations, as the end of "it ..."; None if it can."""
     if hasattr(objective, "eager_only"):
         return str(objective.eager_only)
     if not _follows_its_schedules(objective):
-        return "follows the progress of training by more than schedules in the fields of a dataclass"
+        return "changes during training other than by schedules in the fields of a dataclass"
     return None
 
 
@@ -454,31 +458,31 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
     """The tensor operations of ``module`` as a module, on the same parameters.
 
     Args:
-        arguments: an example; trees of tensors and None.
-        dynamic: whether the first dimension of every tensor that has one is a batch of any size from 2 on.
+        arguments: example arguments, trees of tensors and None.
+        dynamic: whether the first dimension of each tensor is a batch of any size of at least 2.
 
     Raises:
-        CompilationError: quotes the statement that cannot be traced.
+        CompilationError: a statement cannot be traced; the message quotes it.
     """
     batch = torch.export.Dim("batch", min=2)
 
     def dimensions(leaf: Any) -> Any:
         return {0: batch} if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
 
-    def alone_in_storage(leaf: Any) -> Any:  # torch takes the size of what a view is of for a symbol
+    def alone_in_storage(leaf: Any) -> Any:  # torch makes a symbol of the size of a view's base
         return leaf.detach().clone().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
 
     arguments = pytree.tree_map(alone_in_storage, arguments)
     shapes = pytree.tree_map(dimensions, arguments) if dynamic else None
     store = pyro.get_param_store()
-    printed = io.StringIO()  # torch prints the whole graph beside an error that says what is wrong
+    printed = io.StringIO()  # torch prints the whole graph along with the error
     try:
         with (
             alone(),
-            store.scope(store.get_state()),  # what stands for parameters while they are traced does not stay there
+            store.scope(store.get_state()),  # keeps traced parameters out of the store afterwards
             _no_validation(),
             only_torch_draws(),
-            # A seventh of the time, for what no message of ours reads.
+            # Without the stack traces that no message of ours reads, tracing takes a seventh of the time.
             mock.patch.object(torch.fx.config, "do_not_emit_stack_traces", True, create=True),
             mock.patch.object(torch.autograd.Function, "apply", classmethod(_in_graph_form)),
             contextlib.redirect_stderr(printed),
@@ -486,16 +490,16 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
             exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=shapes)
         sys.stderr.write(printed.getvalue())
         device = next((leaf.device for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)), None)
-        return _with_autocast_modules(_numbers_on(_drawn_at_once(exported.module(check_guards=False)), device))
+        return _with_autocast_modules(_constants_on(_fuse_normal_draws(exported.module(check_guards=False)), device))
     except CompilationError as error:
         raise CompilationError(without_table(error)) from error
     except Exception as error:
-        raise CompilationError(_what_prevents(error)) from error
+        raise CompilationError(_failure_message(error)) from error
 
 
-def _drawn_at_once(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """``graph`` with ``torch.randn`` for ``torch.empty(...).normal_()``, the same numbers: the compiler would fill the
-    memory by a kernel of its own, each of which costs it a second."""
+def _fuse_normal_draws(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """``graph`` with ``torch.randn`` for ``torch.empty(...).normal_()``, with the same numbers: the compiler would
+    make a kernel to fill the memory first, each of which takes a second to compile."""
     aten = torch.ops.aten
     for node in graph.graph.find_nodes(op="call_function", target=aten.normal_.default):
         memory: Any = node.args[0]
@@ -510,10 +514,10 @@ def _drawn_at_once(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return graph
 
 
-def _numbers_on(graph: torch.fx.GraphModule, device: torch.device | None) -> torch.fx.GraphModule:
-    """``graph`` with its constants of no dimension, such as ``torch.tensor(0.5)``, on the device of its arguments.
+def _constants_on(graph: torch.fx.GraphModule, device: torch.device | None) -> torch.fx.GraphModule:
+    """``graph`` with its scalar constants, such as ``torch.tensor(0.5)``, on the device of its arguments.
 
-    Written on the CPU, they take part in operations on every device, but the compiler may expand them there.
+    A scalar on the CPU can be used on every device, but the compiler may expand it on the CPU.
     """
     aten, cpu = torch.ops.aten, torch.device("cpu")
     if device in (None, cpu):
@@ -547,7 +551,7 @@ class _Autocast(nn.Module):
 def _with_autocast_modules(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """``graph`` with the parts that run under autocast as modules.
 
-    `torch.export` leaves them as an operator of its own, which `torch.compile` refuses for a second number of data.
+    `torch.export` makes a special operator of them, which `torch.compile` refuses for a second number of data.
     """
     for node in [node for node in graph.graph.nodes if node.target is torch.ops.higher_order.wrap_with_autocast]:
         arguments: Any = node.args
@@ -565,12 +569,12 @@ def _with_autocast_modules(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 
 def _in_graph_form(function: type, *args: Any) -> Any:
-    """A graph holds what a `torch.autograd.Function` does forward, and would differentiate that."""
+    """Replace Pyro's safe log, and refuse other autograd functions: a graph would differentiate their forward pass."""
     if function is _SafeLog:
         (x,), fixed = args, args[0].detach()
         return fixed.log() + (x - fixed) / fixed.clamp(min=torch.finfo(x.dtype).eps)
     raise CompilationError(
-        f"{function.__qualname__} is a torch.autograd.Function, whose backward pass no graph holds: use "
+        f"{function.__qualname__} is a torch.autograd.Function, whose backward pass a graph cannot hold: use "
         "operations that torch differentiates, or compile=False"
     )
 
@@ -590,7 +594,7 @@ def only_torch_draws() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_validation() -> Iterator[None]:
-    """No look at values: not by distributions made before, either, which keep to what they were made with."""
+    """Turn validation of values off, also in existing distributions, which keep their setting."""
     of_values = torch.distributions.Distribution._validate_sample
     torch.distributions.Distribution._validate_sample = lambda self, value: None  # type: ignore[method-assign]
     try:
@@ -601,7 +605,7 @@ def _no_validation() -> Iterator[None]:
 
 
 class _Optimized(nn.Module):
-    """An exported graph, called past the checks of its arguments that an exported module makes on every call."""
+    """An exported graph, called without the argument checks of an exported module."""
 
     def __init__(self, graph: nn.Module, call: Callable[..., Any]):
         super().__init__()
@@ -612,15 +616,15 @@ class _Optimized(nn.Module):
 
 
 def optimized(graph: nn.Module, backend: str = "inductor", *, cuda_graphs: bool = True) -> nn.Module:
-    """``graph``, exported, as fast as its device allows; it draws the random numbers that it would draw uncompiled.
+    """The exported ``graph``, compiled; it draws the same random numbers as uncompiled.
 
     Args:
-        backend: as for `torch.compile`; "eager" leaves the graph as it is.
-        cuda_graphs: whether its calls are replayed as CUDA graphs where they can be.
+        backend: as for `torch.compile`; "eager" does not compile the graph.
+        cuda_graphs: whether its calls are replayed as CUDA graphs where possible.
     """
     if backend == "eager":
         return _Optimized(graph, graph.forward)
-    # Its modules are the program's, and a call of it stands for their parameters as they are: no need to ask each time.
+    # Its modules are the program's, and it reads their current parameters, so the check at each call is not needed.
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     if backend == "inductor":
         options["fallback_random"] = True
@@ -633,15 +637,15 @@ def _graph_key(arguments: tuple[Any, ...], first: int) -> Any:
 
     def kind(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
-            return type(leaf), leaf  # True is 1, but not to every program
-        # Autocast is part of a graph in which it was on.
+            return type(leaf), leaf  # True == 1, but a program may distinguish them
+        # A graph includes the autocast setting under which it was made.
         return leaf.shape[first:], leaf.dtype, leaf.device, torch.is_autocast_enabled(leaf.device.type)
 
     leaves, structure = pytree.tree_flatten(arguments)
     return structure, tuple(map(kind, leaves))
 
 
-def _what_prevents(error: Exception) -> str:
+def _failure_message(error: Exception) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_LIBRARIES)]
     reason = str(error).strip().split("\n")[0]
     if not frames:
@@ -649,6 +653,6 @@ def _what_prevents(error: Exception) -> str:
     frame = frames[-1]
     line = linecache.getline(frame.filename, frame.lineno or 0).strip()
     return (
-        f"{frame.filename}:{frame.lineno}, in {frame.name}, cannot be compiled: `{line}`. A compiled program may not "
-        f"look at numbers: use torch.where, or compile=False ({type(error).__name__}: {reason})"
+        f"{frame.filename}:{frame.lineno}, in {frame.name}, cannot be compiled: `{line}`. A compiled program must not "
+        f"depend on values: use torch.where, or compile=False ({type(error).__name__}: {reason})"
     )

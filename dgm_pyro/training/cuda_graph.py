@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: the host launches it as a whole, not its hundreds of operations one by one."""
+"""A training step as one CUDA graph, which the host launches at once instead of hundreds of operations."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from torch.utils import _pytree as pytree
 
 from dgm_pyro.training.compilation import only_torch_draws
 
-# Calls before the one that is recorded: libraries choose their algorithms, and the optimizer makes its state.
+# Calls before the recording, in which libraries choose their algorithms and the optimizer makes its state.
 WARM_UP = 3
-# Devices that replay what they have recorded.
+# Devices that can replay a recording.
 RECORDING_DEVICES = {"cuda"}
-# What torch says where the host waits for the device, and once when it is asked to.
+# torch's warnings where the host waits for the device, and when these warnings are turned on.
 WAITS, LOOKS = "called a synchronizing CUDA operation", "Synchronization debug mode is a prototype feature"
 
 
 class CudaGraph:
     """A function of tensors that is recorded once, and then replayed.
 
-    The first calls run the function as it is. If the host waits for the device in one of them, as it does where a
-    program looks at a number, the function is never recorded.
+    The first calls run the function itself. If the host waits for the device in one of them, as when a program reads a
+    value, the function is never recorded.
 
     Args:
-        function: of trees of tensors, of the same shapes at every call, to a tree of tensors. What else it reads is
-            part of the recording, such as Python numbers; what it writes to is written to by every replay.
+        function: a function of trees of tensors, with the same shapes in every call, to a tree of tensors. Anything
+            else that it reads, such as a Python number, is a constant of the recording; tensors that it writes to are
+            written to by every replay.
 
     Attributes:
-        refused: why it cannot be recorded; None as long as it can.
+        refused: why it cannot be recorded; None while it can.
         recorded: whether calls are replays.
     """
 
@@ -57,7 +58,7 @@ class CudaGraph:
         return self.result
 
     def warm_up(self, arguments: tuple[Any, ...]) -> Any:
-        """Call the function, and see whether it waits for the device."""
+        """Call the function, and note whether it waits for the device."""
         if self.warm_ups == 1:
             self.stream = torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
@@ -93,13 +94,13 @@ class CudaGraph:
             self.refused = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
     def record(self, arguments: tuple[Any, ...]) -> tuple[Callable[[], None], Any]:
-        """What replays a call with ``arguments``, and the tensors that its result will be in."""
+        """A function that replays a call with ``arguments``, and the tensors that will hold its result."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # Threads that read data meanwhile may ask for memory.
+            # Threads that read data may allocate memory in the meantime.
             with _no_garbage(), torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 result = self.function(*arguments)
-        except Exception:  # a generator whose recording was broken off would draw no more
+        except Exception:  # a generator whose recording was interrupted could not draw again
             generator = torch.cuda.default_generators[self.stream.device.index]
             generator.graphsafe_set_state(generator.clone_state())
             raise
@@ -108,7 +109,7 @@ class CudaGraph:
 
 @contextlib.contextmanager
 def _no_garbage() -> Iterator[None]:
-    """Nothing is collected meanwhile: a graph that is destroyed while another is recorded breaks it off."""
+    """Turn garbage collection off: destroying a graph while another is recorded ends the recording."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
@@ -124,7 +125,7 @@ def _tensor_leaves(tree: Any) -> list[Tensor]:
 
 
 def is_recordable(optimizer: Optimizer) -> bool:
-    """Whether all that a step of ``optimizer`` changes is on the device, and so is what it depends on."""
+    """Whether a step of ``optimizer`` reads and writes only tensors on the device."""
     return type(optimizer) in (Adam, AdamW) and all(group["fused"] for group in optimizer.param_groups)
 
 
@@ -136,7 +137,7 @@ def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
 
 
 def set_lr(group: dict[str, Any], lr: float) -> None:
-    """Set the learning rate of a group of parameters, where it is."""
+    """Set the learning rate of a group of parameters, in place if it is a tensor."""
     if isinstance(group["lr"], Tensor):
         group["lr"].fill_(lr)
     else:

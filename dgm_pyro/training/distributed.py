@@ -1,10 +1,10 @@
-"""Several processes at one training, each on its share of every batch: what `torchrun` starts.
+"""Training in several processes, which `torchrun` starts; each takes a share of every batch.
 
     torchrun --nproc-per-node=4 -m dgm_pyro train vae --data mnist --out runs/vae
 
-`torch.nn.parallel.DistributedDataParallel` averages the gradients; here is only who does what. A batch of n data is cut
-into shares of n_1 .. n_N. Process r weights the mean gradient of its share by N n_r / n, and the average over the
-processes is (1/n) sum_r n_r g_r: the mean gradient of the batch, whether N divides n or not.
+`torch.nn.parallel.DistributedDataParallel` averages the gradients; this module divides the work. A batch of n data is
+cut into shares of n_1 .. n_N. Process r weights the mean gradient of its share by N n_r / n. So the average over the
+processes is (1/n) sum_r n_r g_r, the mean gradient of the batch, also where N does not divide n.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch import distributed as dist
 
 __all__ = ["ProcessGroup", "join", "leave", "process_group"]
 
-# Fewer data than these are no share: a compiled loss takes one graph for every number of data from here on.
+# The smallest share: a compiled loss has one graph for all numbers of data from here on.
 SMALLEST_SHARE = 2
-# What `join` met the others at; the first to fail leaves a word there.
+# The store at which `join` met the other processes; the first to fail leaves a message there.
 _store: dist.Store | None = None
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """The processes of a training; one alone, if there are no others.
+    """The processes of a training, or this process alone.
 
     Attributes:
-        rank: which one this is, from 0; the first one writes.
-        world_size: how many there are.
+        rank: number of this process, from 0; process 0 writes files.
+        world_size: number of processes.
     """
 
     rank: int = 0
@@ -40,17 +40,17 @@ class ProcessGroup:
 
     @property
     def writes(self) -> bool:
-        """Whether it is for this process to write files, and to say how the training goes."""
+        """Whether this process writes files and shows progress."""
         return self.rank == 0
 
     def batches(self, count: int, batch_size: int, drop_last: bool = False) -> int:
-        """Number of batches in an epoch of ``count`` data; the last smaller one may be left out.
+        """Number of batches in an epoch of ``count`` data; ``drop_last`` leaves out a smaller last one.
 
-        A last batch with less than two data per process is left out, as layers that take the scale of a batch need two:
-        the shuffling leaves out others each time.
+        A last batch with fewer than two data per process is always left out, because layers that compute the scale of
+        a batch need two. After shuffling, these are other data in each epoch.
 
         Raises:
-            ValueError: there are less than two data per process in every batch.
+            ValueError: there are fewer than two data per process in every batch.
         """
         least = SMALLEST_SHARE * self.world_size
         if self.world_size > 1 and min(count, batch_size) < least:
@@ -62,11 +62,11 @@ class ProcessGroup:
         return max(1, full + (rest >= least and not drop_last))
 
     def share(self, rows: Tensor) -> Tensor:
-        """The part of a batch that is for this process."""
+        """The part of a batch for this process."""
         return rows.tensor_split(self.world_size)[self.rank]
 
     def weight(self, rows: Tensor) -> float:
-        """The factor of the mean loss of `share` that makes the mean over processes the mean of the batch."""
+        """The weight of the mean loss of `share` with which the mean over processes is the mean of the batch."""
         return len(self.share(rows)) * self.world_size / len(rows)
 
     def total(self, values: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class ProcessGroup:
         return values
 
     def earliest(self, step: Tensor) -> Tensor:
-        """The smallest positive value that a process has; 0 if none has one."""
+        """The smallest positive value among the processes; 0 if there is none."""
         if self.world_size == 1:
             return step
         never = torch.iinfo(step.dtype).max
@@ -85,7 +85,7 @@ class ProcessGroup:
         return torch.where(step < never, step, 0)
 
     def any(self, *flags: bool, device: torch.device) -> list[bool]:
-        """Whether a process says so, for each of the flags; the same in all of them."""
+        """For each of the flags, whether it is true in any process; the same result in all of them."""
         if self.world_size == 1:
             return [*flags]
         return (self.total(torch.tensor(flags, dtype=torch.long, device=device)) > 0).tolist()
@@ -100,7 +100,7 @@ class ProcessGroup:
         return [bytes(each.tolist()).hex() for each in every]
 
     def agree(self, tensors: Iterable[Tensor]) -> None:
-        """Give each of the tensors the values that it has in the first process."""
+        """Set each of the tensors to its values in process 0."""
         if self.world_size > 1:
             for tensor in tensors:
                 values = tensor.detach().contiguous()
@@ -108,31 +108,31 @@ class ProcessGroup:
                 tensor.detach().copy_(values)
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait until all processes are here."""
         if self.world_size > 1:
             dist.barrier()
 
 
 def process_group() -> ProcessGroup:
-    """The processes that train together, as `torch.distributed` was told."""
+    """The processes that train together, from `torch.distributed`."""
     if not dist.is_available() or not dist.is_initialized():
         return ProcessGroup()
     return ProcessGroup(dist.get_rank(), dist.get_world_size())
 
 
 def was_started() -> bool:
-    """Whether `torchrun`, or what sets the same variables, started this process."""
+    """Whether `torchrun`, or another launcher with the same variables, started this process."""
     return "LOCAL_RANK" in os.environ and dist.is_available()
 
 
 def join(device: str = "auto") -> ProcessGroup:
-    """Join the processes that `torchrun` started, if it did; each takes the GPU of its number, if there are any.
+    """Join the processes that `torchrun` started, if any; each takes the GPU of its own number, if there are GPUs.
 
     Args:
-        device: where they are to train. After this, "auto" and "cuda" are this process's own GPU.
+        device: device to train on. Afterwards, "auto" and "cuda" mean this process's own GPU.
 
     Raises:
-        ValueError: there are fewer GPUs than processes, or ``device`` names one for all of them.
+        ValueError: there are fewer GPUs than processes, or ``device`` names one device for all processes.
     """
     global _store
     if not was_started() or dist.is_initialized():
@@ -140,7 +140,7 @@ def join(device: str = "auto") -> ProcessGroup:
     on_gpu = torch.cuda.is_available() and device != "cpu"
     if on_gpu:
         _take_gpu(device, int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    # Of convolutions: the strides of dimensions of size 1, which do not matter.
+    # The strides of convolutions in dimensions of size 1, which do not matter.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     _store, rank, world_size = next(iter(dist.rendezvous("env://")))
     dist.init_process_group("nccl" if on_gpu else "gloo", store=_store, rank=rank, world_size=world_size)
@@ -150,7 +150,7 @@ def join(device: str = "auto") -> ProcessGroup:
 def _take_gpu(device: str, rank: int, world_size: int) -> None:
     count = torch.cuda.device_count()
     if world_size > 1 and device not in ("auto", "cuda"):
-        raise ValueError(f"device must be 'auto', 'cuda' or 'cpu' where {world_size} processes train, got {device!r}")
+        raise ValueError(f"device must be 'auto', 'cuda' or 'cpu' for {world_size} processes, got {device!r}")
     if world_size > count:
         raise ValueError(
             f"{world_size} processes were started, but there are {count} GPUs: start one per GPU, or use device 'cpu'"
@@ -159,7 +159,7 @@ def _take_gpu(device: str, rank: int, world_size: int) -> None:
 
 
 def leave() -> None:
-    """Close what `join` opened, when all have come here."""
+    """Close the connection that `join` opened, when all processes are here."""
     global _store
     if dist.is_available() and dist.is_initialized():
         process_group().wait()
@@ -168,10 +168,10 @@ def leave() -> None:
 
 
 def is_first_to_fail() -> bool:
-    """Whether it is for this process to say what went wrong, when something did.
+    """Whether this process is the one to report an error.
 
-    That is the first one that failed: the others fail because they wait for it. An error before they met, such as an
-    unknown option, is the same in all of them, and the first process reports it.
+    That is the first process that failed, because the others fail while they wait for it. An error before they met,
+    such as an unknown option, is the same in all processes, and process 0 reports it.
     """
     if not was_started():
         return True

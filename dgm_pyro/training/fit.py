@@ -44,11 +44,11 @@ from dgm_pyro.training.step import CALLER, PyroObjective, Step
 
 __all__ = ["Epoch", "History", "NonFiniteLossError", "Tracker", "Training", "fit"]
 
-# compile="auto": from so many steps on, compiling saves more than it takes if the compiler has seen the like before.
+# compile="auto": the number of steps from which compiling saves more time than it takes, with a warm compiler cache.
 COMPILE_FROM = 5_000
-# On devices other than the CPU, the number of steps between checks that all is finite, which wait for the device.
+# On devices other than the CPU, the number of steps between checks for non-finite values, which wait for the device.
 WATCH_EVERY = 50
-# Before `fit` warns of it, a feature of the data may be so many standard deviations off 0, and have one so large.
+# `fit` warns of a feature whose mean is this many standard deviations from 0, or whose spread is this large.
 FAR, WIDE = 100, 1000
 
 
@@ -56,9 +56,9 @@ class NonFiniteLossError(ArithmeticError):
     """The loss or its gradient became NaN or infinite.
 
     Attributes:
-        site: the sample site, or the parameter, where it shows first.
-        epoch, step: when; both count from 1, steps over the whole run.
-        restored_epoch: the epoch whose weights the program now has; 0 for those it came with.
+        site: the sample site, or the parameter, where it appeared first.
+        epoch, step: epoch and step, from 1; steps count over the whole run.
+        restored_epoch: the epoch whose weights the program now has; 0 for its initial weights.
     """
 
     def __init__(self, what: str, site: str, epoch: int, step: int, restored_epoch: int):
@@ -66,7 +66,7 @@ class NonFiniteLossError(ArithmeticError):
         state = f"epoch {restored_epoch}" if restored_epoch else "before training"
         super().__init__(
             f"{what} at site {site!r}, epoch {epoch}, step {step}; the program has the weights of {state} again: "
-            "lower lr, standardize the data if they are large, or look at the site"
+            "lower lr, standardize the data if they are large, or check the site"
         )
 
 
@@ -90,15 +90,16 @@ class History:
     """The record of a training by `fit`.
 
     Attributes:
-        epochs: one `Epoch` each.
+        epochs: the `Epoch` of each epoch.
         best_epoch: the epoch whose weights the program has now.
         seconds: wall-clock time of the training.
-        stopped_early: whether `early_stopping` ended it; out_of_time: whether ``minutes`` did.
+        stopped_early: whether ``early_stopping`` ended the training.
+        out_of_time: whether ``minutes`` ended the training.
         compiled: whether its steps were compiled.
         cuda_graph: whether each step was launched as one CUDA graph.
-        skipped: how many steps ``skip_norm`` has left out.
-        unit: of the losses; other than nats per datum where the objective is no likelihood or bound on one.
-        validation_unit: of the validation losses, which games measure by another objective.
+        skipped: number of steps that ``skip_norm`` left out.
+        unit: unit of the losses: nats per datum, unless the objective is neither a likelihood nor a bound on one.
+        validation_unit: unit of the validation losses, for which games use another objective.
     """
 
     epochs: list[Epoch] = field(default_factory=list)
@@ -114,7 +115,7 @@ class History:
 
     @property
     def best_loss(self) -> float:
-        """The least validation loss so far, in `validation_unit`; infinite where there is none."""
+        """The lowest validation loss so far, in `validation_unit`; infinite where there is none."""
         return min((each.validation for each in self.epochs if each.validation is not None), default=math.inf)
 
     @property
@@ -128,48 +129,49 @@ class History:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> History:
-        """What `as_dict` returned, as a history."""
+        """The history from the result of `as_dict`."""
         return cls(**{**content, "epochs": [Epoch(**each) for each in content["epochs"]]})
 
 
 class Tracker(Protocol):
-    """Is told of a training as it goes, in the first process: writes a log, draws curves, calls a service."""
+    """Receives the events of a training, in process 0: to write a log, draw curves or call a service."""
 
     def on_start(self, training: Training) -> None:
-        """Before the first step, or the first after an interruption: ``training.history`` has the epochs so far."""
+        """Called before the first step, also of a resumed training: ``training.history`` has the epochs so far."""
 
     def on_epoch(self, epoch: Epoch) -> None:
-        """After each epoch."""
+        """Called after each epoch."""
 
     def on_end(self, history: History) -> None:
-        """When the training has ended, also by an error or an interrupt."""
+        """Called when the training has ended, also by an error or an interrupt."""
 
 
 class Training:
-    """A training between two of its steps: `dgm.fit` is a loop over it.
+    """A training that can be advanced epoch by epoch, stored and resumed: `dgm.fit` is a loop over it.
 
-    What it is made from, and its `state_dict`, determine the steps that are left, bit for bit on a CPU. That is so
-    where the program keeps its state in parameters and buffers, and objective and ``augment`` draw from torch alone.
+    Its arguments and its `state_dict` determine the remaining steps, bit for bit on a CPU, if the program keeps its
+    state in parameters and buffers, and if objective and ``augment`` draw random numbers from torch alone.
 
     Args:
-        program: what to train, in place; it moves to the device.
+        program: the program to train, in place; it moves to the device.
         data: as for `dgm.fit`.
         objective: as for `dgm.fit`.
-        options: how to train.
-        validation: data to validate on, in the place of the fraction that the options name.
-        augment: applied to each training batch of x.
-        optimizer, lr_schedule: functions that make a torch optimizer of parameters, and a scheduler of it, in the place
-            of those that the options name.
+        options: training options.
+        validation: validation data, instead of the fraction in the options.
+        augment: a function that is applied to each training batch of x.
+        optimizer, lr_schedule: functions from parameters to a torch optimizer, and from an optimizer to a scheduler,
+            instead of those in the options.
 
     Attributes:
-        history: of the epochs so far.
+        history: the history of the epochs so far.
         taken: number of steps so far.
-        finished: whether all steps have been taken, or early stopping or the time has ended them.
+        finished: whether all steps have been taken, or early stopping or the time limit has ended the training.
 
     Raises:
         ValueError, TypeError: an argument does not fit; nothing has been changed.
 
-    The training is a context. However that is left, the program has the best weights then, and is in evaluation mode:
+    The training is a context. When it is left, even by an error, the program has the best weights and is in evaluation
+    mode:
 
     >>> import torch, dgm_pyro as dgm
     >>> options = dgm.TrainingOptions(epochs=4, validation=None)
@@ -216,7 +218,7 @@ class Training:
         incomplete = next((part for part in (train, held_out) if part is not None and part.misses), train)
         if incomplete.misses and hasattr(maximize, "unit"):
             raise ValueError(
-                f"{incomplete.name} misses features, but {maximize} compares whole data: use a bound such as 'iwae'"
+                f"{incomplete.name} misses features, but {maximize} needs complete rows: use a bound such as 'iwae'"
             )
         for part in (train, held_out):
             _check_labels(program, None if part is None else part.excerpt, maximize)
@@ -233,7 +235,7 @@ class Training:
         self.steps = options.gradient_steps or options.epochs * self.steps_per_epoch
         self.optimizer = optimizer_of(options, self.parameters.values(), optimizer)
         for group in self.optimizer.param_groups:
-            group["lr"] = float(group["lr"])  # it may be a tensor of the caller's
+            group["lr"] = float(group["lr"])  # it may be the caller's tensor
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.scheduler = scheduler_of(options, self.optimizer, lr_schedule)
         # The step of a whole batch as one CUDA graph, once there is one.
@@ -243,19 +245,19 @@ class Training:
         program.to(self.device)
         self.processes.agree([*program.parameters(), *program.buffers()])
         self.data = train.to(self.device)
-        # By which batches are scored: the program itself, or its part that was observed.
+        # The program that scores batches: the program itself, or `Observed`.
         self.scored = observed_part(program, incomplete)
         self.held_out = held_out
         self.average = None if options.ema is None else _Average(program, options.ema)
         self.step = Step(maximize, self.scored, options.precision)
         self.watch = _FirstNonFinite(program.variable, self.parameters, self.device)
         self.codebooks = [module for module in program.modules() if isinstance(module, Codebook)]
-        self._forget_encodings()  # what a training noted that ended in an error
+        self._forget_encodings()  # left by a training that ended in an error
         self.shuffling = torch.Generator().manual_seed(options.seed)
         unit = getattr(maximize, "unit", History.unit)
         judged_by = getattr(getattr(maximize, "validation", maximize), "unit", History.unit)
         self.history = History(unit=unit, validation_unit=judged_by)
-        # The weights of the best epoch and of the last, as they were validated; at first, what the program came with.
+        # The weights of the best and of the last epoch, as they were validated; at first, the initial weights.
         self.best = self.last = _cloned_state(program)
         made = {"the objective": maximize, "the optimizer": optimizer, "the scheduler": lr_schedule}
         self._recipe = {
@@ -266,7 +268,7 @@ class Training:
         self.taken = 0
         self._totals = _Totals()
         self._batches: Batches = ()
-        self._order = self.shuffling.get_state()  # of which the order of the epoch was drawn
+        self._order = self.shuffling.get_state()  # the state from which the order of the epoch was drawn
         self._between_steps = True
         self._random: dict[str, Tensor] = {}
         self._store: Any = {"params": {}, "constraints": {}}
@@ -278,7 +280,7 @@ class Training:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        # After an interrupt, too, what has been learned is not lost.
+        # Also after an interrupt, the best weights are kept.
         self._between_steps, self.graph = False, None  # which holds much of the device's memory
         self.program.load_state_dict(self.last if isinstance(error, NonFiniteLossError) else self.best)
         self.program.eval()
@@ -288,23 +290,24 @@ class Training:
         return self.taken >= self.steps or self.history.stopped_early or self.history.out_of_time
 
     def advance(self, pause: Callable[[], bool] | None = None) -> Epoch | None:
-        """Train for an epoch or ``validate_every`` steps, validate, and remember the weights if they are the best.
+        """Train for an epoch or ``validate_every`` steps, validate, and keep the weights if they are the best.
 
         Args:
-            pause: asked after every step (every 50 in several processes). Where it is true, the epoch stays as it is:
-                `state_dict` may be taken, and the next call continues it.
+            pause: called after every step (every 50 in several processes). If it returns true, the epoch is paused:
+                `state_dict` may be called, and the next call of `advance` continues the epoch.
 
         Returns:
-            The epoch; None where it is paused.
+            The epoch; None if it was paused.
 
         Raises:
             RuntimeError: the training is finished, a step was interrupted, or the context has been left.
-            NonFiniteLossError: names site and step; the context gives the program its last good weights.
-            CompilationError: the options say ``compile=True``, and a statement of the program cannot be compiled.
+            NonFiniteLossError: the loss or a gradient is not finite; the message names site and step. When the context
+                is left, the program gets its last good weights.
+            CompilationError: the options have ``compile=True``, and a statement of the program cannot be compiled.
         """
         self._require_between_steps()
         if self.finished:
-            raise RuntimeError(f"the training is finished after {self.taken} steps: make one with more epochs")
+            raise RuntimeError(f"the training is finished after {self.taken} steps: make a Training with more epochs")
         self._between_steps = False
         start, history = time.perf_counter(), self.history
         number, before, patience = len(history.epochs) + 1, history.seconds, self.options.early_stopping
@@ -313,7 +316,7 @@ class Training:
             with products_in("tf32") if self.options.precision == "tf32" else contextlib.nullcontext():
                 paused = self._train(number, pause or (lambda: False), start)
             if not paused:
-                self.processes.agree(self.program.buffers())  # those that follow the data have followed other data
+                self.processes.agree(self.program.buffers())  # running means have seen other data in each process
                 with contextlib.nullcontext() if self.average is None else self.average.swapped_in():
                     loss = None if self.held_out is None else self._validate(number)
                     self.last = _cloned_state(self.program)
@@ -328,10 +331,10 @@ class Training:
         return None if paused else history.epochs[-1]
 
     def state_dict(self) -> dict[str, Any]:
-        """What the steps so far have left, in tensors and plain Python; to be taken between two calls of `advance`.
+        """The state of the training, as tensors and plain Python; call it between two calls of `advance`.
 
-        Its tensors are those of the training, as is usual in torch: store or copy them before it advances. Where
-        several processes train together, each has a state of its own.
+        As usual in torch, its tensors are those of the training: store or copy them before the training advances. If
+        several processes train together, each has its own state.
 
         Raises:
             RuntimeError: a step was interrupted, or the context has been left.
@@ -357,29 +360,31 @@ class Training:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the training that ``state`` is of; the device may be another.
+        """Continue from the ``state`` of a training; the device may differ.
 
         Raises:
             ValueError: that training had other options, another objective, other data or other weights; or a part of
                 its state is missing. Nothing has been changed.
         """
-        check_type(state, dict, "state", "what state_dict returned")
+        check_type(state, dict, "state", "a dict from state_dict")
         own = self._local_state()
         missing = [part for part in own if part not in state]
         if missing:
-            raise ValueError(f"state has no {', '.join(map(repr, missing))}: pass what state_dict returned")
+            raise ValueError(f"state has no {', '.join(map(repr, missing))}: pass the result of state_dict()")
         changed = changes(state["recipe"], own["recipe"])
         if changed:
-            raise ValueError(f"the state is of another training ({'; '.join(changed)}): make this one alike")
+            raise ValueError(
+                f"state belongs to another training ({'; '.join(changed)}): make this one with the same arguments"
+            )
         for part in ("program", "best"):
             changed = changes(_dtypes_and_shapes(state[part]), _dtypes_and_shapes(self.last)) or sorted(
                 state[part].keys() - self.last.keys()
             )
             if changed:
                 raise ValueError(
-                    f"the state is of another program (in {part!r}, {'; '.join(changed)}): make this one alike"
+                    f"state belongs to another program (in {part!r}, {'; '.join(changed)}): build the same program"
                 )
-        state = copy.deepcopy(state)  # or two trainings would share its tensors
+        state = copy.deepcopy(state)  # two trainings must not share its tensors
         self.program.load_state_dict(state["program"])
         self.best = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -406,17 +411,17 @@ class Training:
     def _require_between_steps(self) -> None:
         if not self._between_steps:
             raise RuntimeError(
-                "the weights are not those of the end of a step: one was interrupted, or the training's context was "
-                "left; load an earlier state"
+                "the training is not between two steps: a step was interrupted, or the training's context was left; "
+                "load an earlier state"
             )
 
     @functools.cached_property
     def _digest(self) -> str:
-        """A hash of the training and validation data: a state of other data of the same size does not fit."""
+        """A hash of the training and validation data, so that a state with other data of the same size is refused."""
         return "-".join(part.digest for part in (self.data, self.held_out) if part is not None)
 
     def _params(self) -> dict[str, Tensor]:
-        """What Pyro has put into the param store beside the program's parameters: its moving averages of costs."""
+        """Tensors that Pyro added to the param store: its moving averages of costs."""
         own, kinds = {*map(id, self.program.parameters())}, self._store["constraints"]
         return {
             name: value
@@ -426,7 +431,7 @@ class Training:
 
     @contextlib.contextmanager
     def _own_random_state(self) -> Iterator[None]:
-        """The training's own random state and param store in the place of the caller's; Pyro's validation off."""
+        """Swap in the training's own random state and param store, and turn Pyro's validation off."""
         with (
             differentiating("a training"),
             seeded(self.options.seed + self.processes.rank, self.device),
@@ -444,7 +449,7 @@ class Training:
                 self._random["cuda"] = torch.cuda.get_rng_state(self.device)
 
     def _train(self, epoch: int, pause: Callable[[], bool], start: float) -> bool:
-        """Take the steps of an epoch that are left; returns whether it was paused before its end."""
+        """Take the remaining steps of an epoch; return whether it was paused before its end."""
         options, processes = self.options, self.processes
         watch, paused = self.watch, False
         watch.start(self.taken)
@@ -452,7 +457,7 @@ class Training:
         end = min(epoch * (options.validate_every or self.steps_per_epoch), self.steps)
         while self.taken < end and not paused and not self.history.out_of_time:
             step, rows = self.taken + 1, self._next_rows()
-            # Alone, the first step runs as it is written: some layers set themselves up by their first batch.
+            # In one process the first step is not compiled, because some layers initialize from their first batch.
             if not self.step.prepared and (step > 1 or processes.world_size > 1):
                 self._prepare_step(rows, first=step == 1)
             if self.scheduler is None:
@@ -489,7 +494,7 @@ class Training:
         return paused and not self.history.out_of_time
 
     def _prepare_step(self, rows: Tensor, *, first: bool) -> None:
-        """Compile the step, join with the other processes, and record it at the next calls."""
+        """Compile the step, join with the other processes, and prepare its recording."""
         options = self.options
         compiling = options.compile is True or (self.steps >= COMPILE_FROM and options.compile)
         why_not = self._why_not_recorded()
@@ -500,11 +505,11 @@ class Training:
             compiling,
             first=first,
             parts=options.accumulate,
-            # Inductor's own graphs, of the loss and its gradient, are untried beside the hooks of several processes.
+            # Inductor's own CUDA graphs are untested with the hooks of several processes.
             cuda_graphs=why_not is not None and self.processes.world_size == 1,
         )
         self.history.compiled, self.history.cuda_graph = self.step.compiled, False
-        self._forget_encodings()  # the example was no step
+        self._forget_encodings()  # the example batch was no step
         if why_not is None:
             self._make_graph()
         elif self.device.type in RECORDING_DEVICES and options.compile is True:
@@ -515,7 +520,7 @@ class Training:
         self.graph = CudaGraph(self._whole_step)
 
     def _why_not_recorded(self) -> str | None:
-        """Why a step is no graph of device operations, as far as can be told before one is taken."""
+        """Why a step cannot be a graph of device operations, as far as is known before the first step."""
         options, objective = self.options, self.objective
         ours = type(objective).__module__.startswith("dgm_pyro.") or is_dataclass(objective)
         reasons = {
@@ -528,7 +533,7 @@ class Training:
             "the objective is Pyro's": self.step.terms is None,
             "a codebook follows its data outside of the gradient": bool(self.codebooks),
             "the optimizer is no fused Adam or AdamW": not is_recordable(self.optimizer),
-            "the objective is of your own, and may count its calls: try compile=True": not ours
+            "the objective is your own, and may count its calls: try compile=True": not ours
             and options.compile is not True,
         }
         for reason, holds in reasons.items():
@@ -557,7 +562,7 @@ class Training:
         warnings.warn(f"the step is no CUDA graph: {reason}", stacklevel=CALLER)
 
     def _clip(self, sums: Sums) -> Tensor:
-        """Clip the gradient, and watch its norms and the sums; returns the norm that it had."""
+        """Clip the gradient, and watch its norms and the sums; return its norm before clipping."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         norms = _clip(gradients, self.options.clip_norm)
         self.watch.see(sums, norms)
@@ -580,7 +585,7 @@ class Training:
         return self._batches[place]
 
     def _gradient(self, step: int, rows: Tensor) -> Sums:
-        """Leave the gradient of a batch in the parameters; returns its sums."""
+        """Add the gradient of a batch to the parameters; return its sums."""
         options, processes = self.options, self.processes
         share = processes.share(rows)
         parts = share.tensor_split(min(options.accumulate, len(share)))
@@ -600,7 +605,7 @@ class Training:
         }
 
     def _move_codebooks(self) -> None:
-        """Let the codebooks follow what all processes have encoded in this step."""
+        """Update the codebooks by the encodings of all processes in this step."""
         for codebook in self.codebooks:
             self.processes.total(codebook.seen)
             self.processes.agree([codebook.fresh])
@@ -611,7 +616,7 @@ class Training:
             codebook.forget()
 
     def _lr_factor(self, step: int) -> float:
-        """The learning rate of a step, as a share of the option's: warmed up, and falling as the schedule says."""
+        """The learning rate of a step as a share of ``lr``, with warm-up and schedule."""
         falls = self.options.lr_schedule == "cosine"
         falling = 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps)) if falls else 1.0
         return min(1.0, step / max(1, self.steps // 50)) * falling
@@ -621,10 +626,10 @@ class Training:
         return self.scored.arguments(batch if self.augment is None else batch.replaced(x=self.augment(batch.x)))
 
     def _validate(self, epoch: int) -> float:
-        """The validation loss, with the same draws every time, which makes epochs comparable.
+        """The validation loss, with the same draws each time, so that epochs are comparable.
 
-        The batches are distributed over the processes, and each process has its own draws. A Pyro objective, whose
-        loss has its own backward pass, is validated by the plain ELBO.
+        The batches are distributed over the processes, and each process has its own draws. For a Pyro objective, whose
+        loss has its own backward pass, it is the plain ELBO.
         """
         program, processes, data = self.scored, self.processes, self.held_out
         assert data is not None
@@ -632,7 +637,7 @@ class Training:
         objective = at_progress(getattr(self.objective, "validation", self.objective), 1.0)
         if isinstance(objective, PyroObjective):
             objective = ELBO()
-        # Larger batches than in training, as no graph is kept; but particles take the room of data.
+        # Larger batches than in training, because no graph is kept; but particles take as much memory as data.
         draws = getattr(objective, "num_particles", getattr(objective, "num_samples", 1))
         size = max(self.options.batch_size, 4 * self.options.batch_size // draws)
         starts = range(0, len(data), size)[processes.rank :: processes.world_size]
@@ -682,47 +687,48 @@ def fit(
     trackers: Sequence[Tracker] = (),
     progress: bool = True,
 ) -> History:
-    """Train ``program`` in place, on minibatches; the best validated weights are kept.
+    """Train ``program`` in place, on minibatches; the weights with the best validation loss are kept.
 
-    A last batch of one datum is left out, as BatchNorm cannot take its scale; the shuffling leaves out another in the
-    next epoch. Where ``validation`` is None, the last weights are kept. Compiling takes tens of seconds, then makes
-    each step faster, and leaves the random numbers as they are; see `dgm.compile`. "auto" compiles trainings of 5,000
-    steps or more, and continues uncompiled, with a warning, where it cannot be done. On a GPU a step is also recorded,
-    and then replayed as one CUDA graph, which runs no Python; ``compile=False`` records none.
+    A last batch of one datum is left out, because BatchNorm cannot compute its scale; after shuffling it is another
+    datum in each epoch. If ``validation`` is None, the last weights are kept. Compilation takes tens of seconds, makes
+    each step faster, and does not change the random numbers; see `dgm.compile`. "auto" compiles trainings of 5,000
+    steps or more, and continues uncompiled, with a warning, where a program cannot be compiled. On a GPU a step is also
+    recorded and replayed as one CUDA graph, which runs no Python; ``compile=False`` turns this off.
 
-    Of data that miss features (`Data.mask`), the observed part is fitted: "iwae" of a VAE is then the MIWAE bound.
+    For data that miss features (`Data.mask`), the observed part is fitted; "iwae" for a VAE is then the MIWAE bound.
 
     Args:
-        program: what to train; it ends in evaluation mode.
+        program: the program to train; it ends in evaluation mode.
         data: a `Data`, or a tensor ``(N, *event_shape)``.
-        objective: an objective of ours, its name ("iwae", or "iwae:50" with its argument), or any Pyro ELBO instance;
-            default `ELBO`.
+        objective: an objective of dgm_pyro, its name ("iwae", or "iwae:50" with its argument), or an instance of a Pyro
+            ELBO; default `ELBO`.
         {options}
-        augment: applied to each training batch of x.
-        resume: a folder. The state of the training is stored there every ``checkpoint_minutes``, at its best epochs, at
-            its end, and before SIGINT or SIGTERM ends it. Where one is there, the training continues from it, and
-            ends with the same bits as without the interruption (on a CPU). Or what `Training.state_dict` returned.
-        trackers: told of the training as it goes; see `Tracker`.
+        augment: a function that is applied to each training batch of x.
+        resume: a folder, in which the state of the training is stored every ``checkpoint_minutes``, at its best epochs,
+            at its end, and before SIGINT or SIGTERM ends it. If the folder has a state, the training continues from it,
+            and ends with the same bits as without the interruption (on a CPU). Or the result of `Training.state_dict`.
+        trackers: objects that receive the events of the training; see `Tracker`.
         progress: whether to show a bar with the loss.
 
-    The others are in `TrainingOptions`. ``validation`` may also be the data to validate on. ``optimizer`` may also be a
-    function of the parameters that makes a torch optimizer, and ``lr_schedule`` one of the optimizer that makes a torch
-    scheduler, which takes a step after each of the training.
+    `TrainingOptions` describes the other arguments. ``validation`` may also be the validation data. ``optimizer`` may
+    also be a function from parameters to a torch optimizer, and ``lr_schedule`` a function from the optimizer to a
+    torch scheduler, which takes a step after each step of the training.
 
     Returns:
         The `History`.
 
     Warns:
-        UserWarning: a feature of real data is a hundred standard deviations off 0, or has one of a thousand, and
-            neither `Standardized` nor an `ActNorm` takes it to scale 1.
+        UserWarning: a real feature has a mean more than a hundred standard deviations from 0, or a standard deviation
+            above a thousand, and neither a `Standardized` nor an `ActNorm` rescales it.
 
     Raises:
-        NonFiniteLossError: names site and step; the last good weights are restored.
+        NonFiniteLossError: the loss or a gradient is not finite; the message names site and step. The last good weights
+            are restored.
         ValueError, TypeError: an argument does not fit; nothing has been changed.
         CompilationError: ``compile`` is True, and a statement of the program cannot be compiled.
         CheckpointError: the state in the folder is damaged.
-        BlockingIOError: another process trains into the folder.
-        KeyboardInterrupt: as it came; the program has the best weights so far, and is in evaluation mode.
+        BlockingIOError: another process trains in the folder.
+        KeyboardInterrupt: an interrupt arrived; the program has the best weights so far, and is in evaluation mode.
     """
     for name, made in (("optimizer", optimizer), ("lr_schedule", lr_schedule)):
         if not isinstance(made, str) and not callable(made):
@@ -763,7 +769,7 @@ def fit(
 
 
 def _resume_states(training: Training, resume: Any, stack: contextlib.ExitStack) -> States | None:
-    """Continue from what ``resume`` names; the states to be stored, if they are."""
+    """Continue from the state that ``resume`` names; return the `States` of a folder, to store further states in."""
     if resume is None:
         return None
     if isinstance(resume, Mapping):
@@ -783,7 +789,7 @@ def _resume_states(training: Training, resume: Any, stack: contextlib.ExitStack)
 
 
 def _run_epochs(training: Training, states: States | None, trackers: Sequence[Tracker], progress: bool) -> None:
-    """All epochs that are left."""
+    """Train for all remaining epochs."""
     options, done = training.options, training.taken
     unit, total = ("epoch", options.epochs) if options.gradient_steps is None else ("step", training.steps)
     if options.validate_every is not None:
@@ -814,7 +820,7 @@ def _run_epochs(training: Training, states: States | None, trackers: Sequence[Tr
 
 
 class _FirstNonFinite:
-    """Records on the device when the loss or a gradient first was not finite, and its value."""
+    """Records on the device the first step whose loss or gradient was not finite, and these values."""
 
     def __init__(self, variable: str, names: Iterable[str], device: torch.device):
         self.variable, self.names = variable, [*names, ""]
@@ -823,12 +829,12 @@ class _FirstNonFinite:
         self.now, self.step = torch.zeros(2, dtype=torch.long, device=device)
 
     def start(self, taken: int) -> None:
-        """Begin anew after so many steps."""
+        """Reset, after ``taken`` steps."""
         self.now.fill_(taken)
         self.step.zero_()
 
     def see(self, sums: Sums, norms: dict[str, Tensor]) -> None:
-        """Look at one step more. Its tensors stay where they are, as a CUDA graph writes to them."""
+        """Check one more step. Its tensors are updated in place, because a CUDA graph writes to them."""
         terms = {**sums["reconstruction"], **sums["kl"]}
         self.sites = [*terms]
         losses = torch.stack([*terms.values(), sums["value"][""], sums["loss"][""].detach().double()])
@@ -842,11 +848,11 @@ class _FirstNonFinite:
         self.step.copy_(torch.where(found | torch.isfinite(values).all(), self.step, self.now))
 
     def check(self, epoch: int, processes: ProcessGroup) -> None:
-        """Raise a `NonFiniteLossError` if there was one; in every process, or the others would wait for one."""
+        """Raise a `NonFiniteLossError` if a step was not finite; in every process, or the others would wait."""
         step = processes.earliest(self.step)
         if step == 0 or self.values is None:
             return
-        values = processes.total(self.values).tolist()  # which is not finite where that of one process is not
+        values = processes.total(self.values).tolist()  # not finite if the value of any process is not
         losses, norms = values[: len(self.sites) + 2], values[len(self.sites) + 2 :]
         if not all(map(math.isfinite, losses)):
             broken = [site for site, value in zip(self.sites, losses, strict=False) if not math.isfinite(value)]
@@ -860,7 +866,7 @@ class _FirstNonFinite:
 
 
 def _clip(gradients: dict[str, Tensor], largest: float | None) -> dict[str, Tensor]:
-    """Scale the gradients to a norm of at most ``largest``; returns the norm that each had."""
+    """Scale the gradients to a norm of at most ``largest``; return the norm of each before."""
     norms = torch._foreach_norm([*gradients.values()])
     total = torch.linalg.vector_norm(torch.stack(norms))
     if largest is not None:
@@ -869,7 +875,7 @@ def _clip(gradients: dict[str, Tensor], largest: float | None) -> dict[str, Tens
 
 
 class _Totals:
-    """Sums over an epoch, on the device: only its end waits for them."""
+    """Sums over an epoch, on the device; only the end of the epoch waits for them."""
 
     def __init__(self, count: int = 0, keys: Iterable[Sequence[str]] = (), sums: Sequence[Tensor] = ()):
         self.count = count
@@ -896,7 +902,7 @@ class _Totals:
 
 
 class _Average:
-    """An exponential moving average of the parameters. Its decay is warmed up to forget the start."""
+    """An exponential moving average of the parameters. Its decay warms up, so that the initial weights fade."""
 
     def __init__(self, program: Program, decay: float):
         self.live = [p for p in program.parameters() if p.requires_grad]
@@ -935,14 +941,14 @@ class _Average:
 def _split_validation(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
     if not 0 < round(fraction * len(data)) < len(data):
         raise ValueError(
-            f"validation={fraction} of {len(data)} data leaves one side empty: pass validation=None to train on all "
+            f"validation={fraction} of {len(data)} data leaves one part empty: pass validation=None to train on all "
             "of them, another fraction, or validation data"
         )
     return data.split(fraction, seed=seed)
 
 
 def _check_scale(program: Program, data: Data) -> None:
-    """Warn of reals that are far from 0, or spread far: networks and densities start from scale 1."""
+    """Warn of reals that are far from 0 or have a large spread, because networks and densities start at scale 1."""
     scaled = any(isinstance(module, ActNorm | Standardize | Columns) for module in program.modules())
     if scaled or not data.x.is_floating_point():
         return
@@ -952,7 +958,7 @@ def _check_scale(program: Program, data: Data) -> None:
         i = int(near.int().argmin())
         warnings.warn(
             f"feature {i} of the data has mean {mean[i]:.4g} and standard deviation {spread[i]:.4g}, but training "
-            "starts from scale 1 around 0: train dgm.Standardized(program, x.mean(0), x.std(0)), without constant "
+            "starts from scale 1 around 0: train dgm.Standardized(program, x.mean(0), x.std(0)), and drop constant "
             "features",
             stacklevel=6,  # past Training, and fit with its two decorators
         )
@@ -964,7 +970,7 @@ def _check_labels(program: Program, data: Data | None, objective: Objective) -> 
     for site, labels in program.arguments(data)[2].items():
         if (labels < 0).any():
             raise ValueError(
-                f"{data.name} has unknown labels (-1), which no ELBO can observe at {site!r}: use objective="
+                f"{data.name} has unknown labels (-1), which an ELBO cannot observe at {site!r}: use objective="
                 "'semi-supervised' and a classifier, or drop those data"
             )
 

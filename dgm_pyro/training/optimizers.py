@@ -21,23 +21,25 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 def optimizer_of(
     options: TrainingOptions, parameters: Iterable[nn.Parameter], factory: OptimizerFactory | None = None
 ) -> Optimizer:
-    """The optimizer that a factory or the options name; it takes ``lr`` and ``weight_decay`` where its class does.
+    """The optimizer of the factory or the options; it gets ``lr`` and ``weight_decay`` if its class takes them.
 
     Raises:
-        ValueError: there is no such class, or it cannot be made with these options.
-        TypeError: the factory makes something else.
+        ValueError: there is no such class, or it does not take these options.
+        TypeError: the factory returns something else.
     """
     if factory is not None:
         return _check_made(factory(parameters), Optimizer, "optimizer")
     name, given = call_of(options.optimizer, "optimizer")
     cls = _class_by_name(torch.optim, name, Optimizer, "optimizer")
     if inspect.signature(cls.step).parameters["closure"].default is inspect.Parameter.empty:
-        raise ValueError(f"optimizer {name!r} evaluates the loss several times in a step: choose another, like 'AdamW'")
+        raise ValueError(
+            f"optimizer {name!r} evaluates the loss several times per step: choose another, such as 'AdamW'"
+        )
     given = {"lr": options.lr, **given}
     if "weight_decay" in inspect.signature(cls).parameters:
         given = {"weight_decay": options.weight_decay, **given}
     elif options.weight_decay:
-        raise ValueError(f"weight_decay is {options.weight_decay}, but {name} has none")
+        raise ValueError(f"weight_decay is {options.weight_decay}, but {name} has none: leave it out")
     if name == "AdamW":
         given = {"fused": True, **given}
     return _construct(cls, parameters, given, options.optimizer, "optimizer")
@@ -46,7 +48,7 @@ def optimizer_of(
 def scheduler_of(
     options: TrainingOptions, optimizer: Optimizer, factory: SchedulerFactory | None = None
 ) -> LRScheduler | None:
-    """The scheduler that a factory or the options name; None where the schedule is ours. Raises as `optimizer_of`."""
+    """The scheduler of the factory or the options; None for "cosine" and "constant". Raises as `optimizer_of`."""
     if factory is not None:
         return _check_made(factory(optimizer), LRScheduler, "lr_schedule")
     if options.lr_schedule in LR_SCHEDULES:

@@ -1,7 +1,7 @@
-"""How to train: the options that `dgm.fit`, a run, a sweep, the command line and ``run.json`` share.
+"""Training options, which `dgm.fit`, a run, a sweep, the command line and ``run.json`` share.
 
-An option is written here alone: its name, type, meaning, default and check. `dgm.fit` repeats its name, for whoever
-types it, and a test holds the two together. This module does without torch, so that ``dgm --help`` does too.
+An option is defined here alone: its name, type, meaning, default and check. `dgm.fit` repeats the name in its
+signature, and a test compares the two. This module does not import torch, so ``dgm --help`` does not either.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Documented = TypeVar("Documented")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How to train, beyond the program, the data and the objective; all of it is plain Python.
+    """Options of a training, apart from program, data and objective, as plain Python values.
 
     Args:
         {options}
@@ -32,38 +32,36 @@ class TrainingOptions:
 
     epochs: Annotated[int, "Passes over the data."] = 50
     gradient_steps: Annotated[int | None, "Total number of steps, instead of epochs."] = None
-    minutes: Annotated[
-        float | None, "End after this many minutes of training, whatever is left of epochs or steps."
-    ] = None
+    minutes: Annotated[float | None, "End after this many minutes of training, even if epochs or steps are left."] = (
+        None
+    )
     batch_size: Annotated[int, "Data per step."] = 64
-    accumulate: Annotated[int, "Parts of a batch, computed one after another: the same step in less memory."] = 1
+    accumulate: Annotated[int, "Number of parts of a batch, computed in turn: the same step in less memory."] = 1
     drop_last: Annotated[bool, "Leave out the last batch of an epoch where it is smaller."] = False
     lr: Annotated[float, "Learning rate. It warms up over the first 2 % of the steps."] = 1e-3
     weight_decay: Annotated[float, "Decoupled weight decay, as in AdamW."] = 0.0
     lr_schedule: Annotated[
         str,
         "Learning-rate schedule: cosine (falls to zero), constant, or a class of torch.optim.lr_scheduler, which "
-        "counts steps and has no warm-up: 'StepLR(step_size=1000)'.",
+        "counts steps and has no warm-up, such as 'StepLR(step_size=1000)'.",
     ] = "cosine"
-    optimizer: Annotated[str, "Class of torch.optim, with its options: 'SGD(momentum=0.9)'."] = "AdamW"
-    clip_norm: Annotated[float | None, "Largest norm of the gradient. A longer one is scaled to it."] = 10.0
-    skip_norm: Annotated[
-        float | None, "Leave out the steps whose gradient has a longer norm than this, before clipping."
-    ] = None
+    optimizer: Annotated[str, "Class of torch.optim, with options if any, such as 'SGD(momentum=0.9)'."] = "AdamW"
+    clip_norm: Annotated[float | None, "Largest norm of the gradient. Larger gradients are scaled down to it."] = 10.0
+    skip_norm: Annotated[float | None, "Skip steps whose gradient has a larger norm than this, before clipping."] = None
     seed: Annotated[int, "Seed of all random numbers. The same seed gives the same bits on the same CPU."] = 0
     device: Annotated[str, "Device: auto (CUDA if available), cpu, cuda or cuda:N."] = "auto"
     validation: Annotated[float | None, "Fraction of the data held out for validation."] = 0.1
-    validate_every: Annotated[int | None, "Steps between two validations. Default: those of an epoch."] = None
+    validate_every: Annotated[int | None, "Steps between two validations. Default: one epoch."] = None
     early_stopping: Annotated[int | None, "Stop after this many validations without a better loss."] = None
-    ema: Annotated[float | None, "Decay of the average of the weights, such as 0.99. The average is kept."] = None
+    ema: Annotated[float | None, "Decay of an average of the weights, such as 0.99. The average is then kept."] = None
     compile: Annotated[
         bool | str,
         "Compile the steps. Default: in trainings of 5,000 steps or more. On a GPU, False also records no CUDA graph.",
     ] = "auto"
-    checkpoint_minutes: Annotated[float, "Minutes between two states that are stored, to be resumed from."] = 5.0
+    checkpoint_minutes: Annotated[float, "Minutes between two stored states, from which training can resume."] = 5.0
     precision: Annotated[
         str,
-        "float32 (the program as it is), tf32 (on a GPU, its matrix products), or bf16 (its networks in autocast).",
+        "float32 (the program's own), tf32 (for matrix products on a GPU), or bf16 (networks under autocast).",
     ] = "float32"
 
     def __post_init__(self) -> None:
@@ -102,15 +100,15 @@ class TrainingOptions:
         check_choice(self.precision, PRECISIONS, "precision")
 
     def recipe(self) -> dict[str, Any]:
-        """What a record keeps, and a training that is continued must have in common: all that its numbers depend on."""
+        """The options on which results depend: a record stores them, and a resumed training must have the same."""
         return {name: value for name, value in vars(self).items() if name not in ("device", "checkpoint_minutes")}
 
 
 def call_of(text: str, argument: str) -> tuple[str, dict[str, Any]]:
-    """The name and the options in "SGD(momentum=0.9)"; "SGD" has none.
+    """The name and the options in "SGD(momentum=0.9)"; "SGD" has no options.
 
     Raises:
-        ValueError, TypeError: it is no such call; values are plain Python.
+        ValueError, TypeError: ``text`` is no such call with plain Python values.
     """
     wanted = f"{argument} must be the name of a class, or a call like 'SGD(momentum=0.9)', got {text!r}"
     if not isinstance(text, str):
@@ -127,7 +125,7 @@ def call_of(text: str, argument: str) -> tuple[str, dict[str, Any]]:
 
 
 def value_of(text: str) -> Any:
-    """A number or a sequence of them, as written; any other text is a name."""
+    """The number, or sequence of numbers, that ``text`` writes; any other text is a name and stays."""
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -141,7 +139,7 @@ def option_types() -> dict[str, tuple[Any, str]]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two recipes, in words; an error that refuses to continue the first by the second says it."""
+    """The differences between two recipes, in words, for the error that refuses to resume one as the other."""
     return [
         f"{name} was {before.get(name)!r} and is now {value!r}"
         for name, value in now.items()
@@ -150,7 +148,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def documented(thing: Documented) -> Documented:
-    """``thing`` with every option in its docstring, in the place of ``{options}``."""
+    """``thing`` with all options in its docstring, in place of ``{options}``."""
     lines = [f"{name}: {meaning}" for name, (_, meaning) in option_types().items()]
     thing.__doc__ = inspect.cleandoc(thing.__doc__ or "").replace("{options}", "\n    ".join(lines))
     return thing

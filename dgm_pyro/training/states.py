@@ -1,8 +1,8 @@
-"""The state of a training in a folder, from which it continues after its process has ended, however it did.
+"""The state of a training in a folder, from which it continues after its process has ended for any reason.
 
-``state-<digest>.safetensors`` holds what `Training.state_dict` returned: its tensors, and the rest as JSON beside them.
-Where several processes train together, each writes one. ``state.json`` names them, and is replaced in one step when
-all are there. Nothing is pickled: reading a state runs no code.
+``state-<digest>.safetensors`` holds the result of `Training.state_dict`: its tensors, and all other values as JSON. If
+several processes train together, each writes one. ``state.json`` names them, and is replaced in one step when all are
+there. Nothing is pickled, so reading a state runs no code.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ __all__ = ["States"]
 FORMAT = "dgm_pyro training"
 FORMAT_VERSION = 1
 SHARE = 20
-"""A state that is stored for the best epoch comes no sooner than after so many times the time that storing takes."""
+"""The shortest time between two states stored for a best epoch, as a multiple of the time that storing takes."""
 
 
 class States:
     """The states of a training in a folder that this process alone writes.
 
     Args:
-        folder: where they are; it exists.
-        about: plain Python to store with them, from which the training can be made again.
-        advice: how to go on after an interrupt.
+        folder: an existing folder.
+        about: plain Python values to store with the states, from which the training can be rebuilt.
+        advice: how to continue after an interrupt, for the message.
     """
 
     def __init__(self, folder: Path, about: Any = None, advice: str = "give the same call again"):
@@ -51,8 +51,8 @@ class States:
         """The state that this process stored; None where there is none.
 
         Raises:
-            CheckpointError: it is damaged.
-            ValueError: it is of another number of processes.
+            CheckpointError: the state is damaged.
+            ValueError: the state belongs to another number of processes.
         """
         header, processes = read_header(self.folder), process_group()
         if header is None:
@@ -60,8 +60,8 @@ class States:
         parts = header["parts"]
         if len(parts) != processes.world_size:
             raise ValueError(
-                f"{self.folder} holds a training in {len(parts)} processes, and this is one in {processes.world_size}: "
-                f"start {len(parts)}"
+                f"{self.folder} holds a training in {len(parts)} processes, but this one has {processes.world_size}: "
+                f"start {len(parts)} processes"
             )
         return _read_part(self.folder, parts[processes.rank])
 
@@ -86,7 +86,7 @@ class States:
         self.cost = self.stored - start
 
     def remove(self) -> None:
-        """Remove the state, when what the training has led to is stored."""
+        """Remove the state, once the result of the training is stored."""
         (self.folder / checkpoint.STATE).unlink(missing_ok=True)
         checkpoint.remove_unnamed(self.folder)
 
@@ -104,13 +104,13 @@ class States:
         return self.signal is not None or time.monotonic() - self.stored >= 60 * self.minutes
 
     def look(self, epoch: Any) -> None:
-        """Store a state, if it is time to.
+        """Store a state if one is due.
 
         Args:
             epoch: the `Epoch` that has ended, or None.
 
         Raises:
-            Interrupted: by a signal, since the last time.
+            Interrupted: a signal has arrived since the last call.
         """
         training = self.training
         best = epoch is not None and training.history.best_epoch == epoch.epoch
@@ -129,10 +129,10 @@ class States:
 
 
 def read_header(folder: Path) -> dict[str, Any] | None:
-    """What `States` stored about a training in the folder; None where there is none.
+    """The header that `States` stored in the folder; None where there is none.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the header is damaged.
     """
     path = folder / checkpoint.STATE
     if not path.is_file():
@@ -145,7 +145,7 @@ def read_header(folder: Path) -> dict[str, Any] | None:
             bytes.fromhex(part["sha256"])
     except (ValueError, TypeError, LookupError) as error:
         raise checkpoint.CheckpointError(
-            f"{path} is damaged ({type(error).__name__}: {error}): start the training anew"
+            f"{path} is damaged ({type(error).__name__}: {error}): start the training again from the beginning"
         ) from error
     found: dict[str, Any] = header
     return found
@@ -161,7 +161,7 @@ def _packed_state(state: dict[str, Any]) -> bytes:
 
 
 def _as_plain_dicts(tree: Any) -> Any:
-    """Dicts in the place of what torch makes of them."""
+    """``tree`` with plain dicts instead of torch's subclasses of dict."""
     if isinstance(tree, dict):
         return {name: _as_plain_dicts(value) for name, value in tree.items()}
     return [_as_plain_dicts(value) for value in tree] if isinstance(tree, list) else tree
@@ -178,4 +178,6 @@ def _read_part(folder: Path, part: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = checkpoint.decoded(tree, checkpoint.safetensors_of(path, content))
         return found
     except (OSError, ArithmeticError, ValueError, TypeError, LookupError, RecursionError) as error:
-        raise checkpoint.CheckpointError(f"{path} is damaged ({error}): start the training anew") from error
+        raise checkpoint.CheckpointError(
+            f"{path} is damaged ({error}): start the training again from the beginning"
+        ) from error

@@ -22,21 +22,23 @@ from dgm_pyro.program import Program
 from dgm_pyro.training.compilation import Sums, Terms, check_compilable, export, optimized
 from dgm_pyro.training.distributed import ProcessGroup
 
-# From a warning of a step to who calls `fit`: past a method of `Training`, three more, and fit with its two decorators.
+# Stack level from a warning in a step to the caller of `fit`: methods of `Training`, and fit with its two decorators.
 CALLER = 9
 
 
 class PyroObjective:
-    """A Pyro ELBO, to take the place of one of our objectives: it brings its own backward pass."""
+    """A Pyro ELBO in the place of an objective; it has its own backward pass."""
 
     def __init__(self, objective: PyroELBO):
         name = type(objective).__name__
-        if name.startswith("Jit"):  # what it traces is for the first batch's size only
+        if name.startswith("Jit"):  # its trace fits the size of the first batch only
             plain = name.removeprefix("Jit")
-            raise ValueError(f"objective {name} is for one batch: use {plain}, or dgm.ELBO() and compile=True")
+            raise ValueError(
+                f"objective {name} works for one batch size only: use {plain}, or dgm.ELBO() and compile=True"
+            )
         if isinstance(objective, TraceTailAdaptive_ELBO):
-            raise ValueError(f"objective {name} has a gradient but no value, which fit watches: use pyro.infer.SVI")
-        # A used ELBO object remembers the plate nesting of the pair it was used on.
+            raise ValueError(f"objective {name} has a gradient but no value, which dgm.fit needs: use pyro.infer.SVI")
+        # A used ELBO object keeps the plate nesting of the pair that it was used with.
         self.objective: Any = copy.copy(objective)
         self.objective.max_plate_nesting = math.inf
 
@@ -44,14 +46,14 @@ class PyroObjective:
         return f"{type(self.objective).__name__}(num_particles={self.objective.num_particles})"
 
     def state_dict(self) -> dict[str, Any]:
-        """The plate nesting, which the first step finds by a draw."""
+        """The plate nesting, which the first step determines by a draw."""
         return {"max_plate_nesting": self.objective.max_plate_nesting}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.objective.max_plate_nesting = state["max_plate_nesting"]
 
     def sums(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor]) -> Sums:
-        """As `Terms`; the gradient is in the parameters already, and the loss has none."""
+        """Sums as `Terms` returns them; the gradient is already in the parameters, and the loss has none."""
         model, guide = [poutine.condition(view, data=observed) for view in (program.model, program.guide)]
         guide = poutine.block(guide, hide=list(observed))
         if isinstance(self.objective, TraceEnum_ELBO):
@@ -87,13 +89,13 @@ class Step:
         """Compile, and join with the other processes.
 
         Args:
-            batch: makes a whole batch, by random numbers that are not those of the training.
-            first: whether no step has been taken.
-            parts: how many a process computes its share in.
-            cuda_graphs: whether the loss and its gradient are replayed as CUDA graphs where they can be.
+            batch: a function that makes a whole batch, with random numbers apart from those of the training.
+            first: whether no step has been taken yet.
+            parts: number of parts in which a process computes its share.
+            cuda_graphs: whether the loss and its gradient are replayed as CUDA graphs where possible.
 
         Raises:
-            CompilationError, ValueError: it cannot be, and ``compile`` is not "auto".
+            CompilationError, ValueError: the loss cannot be compiled, and ``compile`` is not "auto".
         """
         self.prepared = True
         if self.terms is None and (compile is True or processes.world_size > 1):
@@ -103,9 +105,12 @@ class Step:
             )
         if hasattr(self.objective, "update"):
             if processes.world_size > 1:
-                raise ValueError("each process would have its own critic: use one process for an adversarial objective")
+                raise ValueError(
+                    "an adversarial objective cannot train in several processes, because each would have its own "
+                    "critic: use one process"
+                )
             if compile is True:
-                check_compilable(self.objective)  # says why not
+                check_compilable(self.objective)  # raises with the reason
             return
         if self.terms is None or not (compile or processes.world_size > 1):
             return
@@ -114,7 +119,7 @@ class Step:
             example = batch()
             share = pytree.tree_map_only(Tensor, lambda all: processes.share(all).tensor_split(parts)[0], example)
             if processes.world_size > 1 and first:
-                with self._networks_in_precision():  # what layers set up by their first batch, they set up alike
+                with self._networks_in_precision():  # for layers that initialize from their first batch
                     self.terms(*example, self.terms.weights(0.0))
             if compile:
                 try:
@@ -125,14 +130,14 @@ class Step:
                         raise
                     warnings.warn(f"the training continues uncompiled: {error}", stacklevel=CALLER)
         if processes.world_size > 1:
-            # A graph that is the same at each step is looked at once. One that picks rows may leave out parameters.
+            # A graph that is the same at each step is checked once. One that picks rows may leave out parameters.
             static = not hasattr(self.objective, "eager_only")
-            # `Training` has made the processes agree, and within an epoch buffers may differ again: one that is resumed
-            # there must keep its own.
+            # `Training` synchronizes the processes at each epoch. Within an epoch buffers may differ, and a training
+            # that is resumed there must keep them.
             self.loss = DistributedDataParallel(
                 self.loss, init_sync=False, static_graph=static, find_unused_parameters=not static
             )
-            self.loss.broadcast_buffers = False  # at each step; once an epoch is enough
+            self.loss.broadcast_buffers = False  # once per epoch is enough
 
     def _compile(self, terms: Terms, example: tuple[Any, ...], cuda_graphs: bool) -> Any:
         check_compilable(self.objective)
@@ -140,7 +145,7 @@ class Step:
             whole = optimized(export(terms, example), cuda_graphs=cuda_graphs)
         before = [buffer.clone() for buffer in self.program.buffers()]
         loss = whole(*example)["loss"][""]
-        loss.backward()  # now, so that what fails fails here
+        loss.backward()  # compiles the backward pass now, so that its errors appear here
         self.program.zero_grad(set_to_none=True)
         for buffer, value in zip(self.program.buffers(), before, strict=True):
             buffer.copy_(value)
@@ -157,12 +162,12 @@ class Step:
     def __call__(
         self, batch: tuple[Any, ...], weights: dict[str, Tensor], weight: float = 1.0, whole: bool = False
     ) -> Sums:
-        """Leave the gradient in the parameters; returns what `Terms` returns, the loss as a constant.
+        """Add the gradient to the parameters; return the sums of `Terms`, with the loss as a constant.
 
         Args:
-            weights: what the method `weights` returned.
-            weight: of the loss in the gradient.
-            whole: whether the batch is as large as that of `prepare`.
+            weights: the result of the method `weights`.
+            weight: weight of the loss in the gradient.
+            whole: whether the batch has the size of the batch in `prepare`.
         """
         if self.terms is None:
             with self._networks_in_precision():
@@ -178,7 +183,7 @@ class Step:
 
 
 class _WholeOrPartBatch(nn.Module):
-    """One loss for whole batches, which may be compiled for their size, and one for others; of the same parameters."""
+    """A loss for whole batches, which may be compiled for their size, and one for others, on the same weights."""
 
     def __init__(self, loss: nn.Module):
         super().__init__()

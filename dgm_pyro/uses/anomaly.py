@@ -1,30 +1,30 @@
-r"""Anomalies: is this x like the data, by which score, and how often is that a false alarm?
+r"""Anomaly detection: scores of how unlike the data x is, and alarms with a controlled false alarm rate.
 
-The obvious score is the surprise :math:`-\log p(x)`. But p(x) is a density over whole images, and a smooth or mostly
-blank image is probable under almost every program, for any content. The other scores correct for this:
+The obvious score is the negative log-likelihood :math:`-\log p(x)`. But a smooth or mostly blank image has a high p(x)
+under almost every program, whatever its content. The other scores correct for this:
 
 =======================  ===================================================  ==========================================
-score                    s(x), in nats; higher is more anomalous              what it asks
+score                    s(x), in nats; higher is more anomalous              question
 =======================  ===================================================  ==========================================
 `NegativeLogLikelihood`  :math:`-\log p(x)`, or minus a bound                 is x improbable?
-`Typicality`             :math:`|-\log p(x) - H|`, H the mean surprise of     is x as probable as the data are?
-                         reference data
-`Ratio`                  :math:`\log p_0(x) - \log p(x)`, with p_0 a          does knowing the form of the data help,
-                         background program                                   beyond what the pixels alone tell?
+`Typicality`             :math:`|-\log p(x) - H|`, H the mean of              is x as probable as the data are?
+                         :math:`-\log p` over reference data
+`Ratio`                  :math:`\log p_0(x) - \log p(x)`, with p_0 a          does the program beat a model of single
+                         background program                                   pixel statistics on x?
 `Complexity`             :math:`-\log p(x) - L(x)`, with L(x) the length of   does the program code x shorter than a
-                         x under a lossless compressor                        compressor that knows nothing?
-`WAIC`                   :math:`\mathrm{Var}_i[\log p_i(x)] - E_i[\log        do programs trained alike disagree on x?
-                         p_i(x)]` over an ensemble
+                         x under a lossless compressor                        general-purpose compressor?
+`WAIC`                   :math:`\mathrm{Var}_i[\log p_i(x)] - E_i[\log        do programs from different seeds disagree
+                         p_i(x)]` over an ensemble                            on x?
 `PosteriorKL`            :math:`KL(q(z \mid x) \,\|\, p(z))`                  does x need an unusual z?
 =======================  ===================================================  ==========================================
 
-A score is any callable from x, ``(N, *event_shape)``, to ``(N,)``; those here are functions of each datum alone, whose
-bounds take noise of the datum's own (`dgm_pyro.noise`). `Detector` turns one into an alarm with a chosen rate of false
-alarms: with the scores :math:`s_1 \dots s_n` of reference data, the threshold is the :math:`\lceil (n + 1)(1 - \alpha)
-\rceil`-th smallest. If x and the reference data are exchangeable, the rank of s(x) among the n + 1 is uniform, so that
-:math:`P(s(x) > t) \le \alpha` for any score and program, and ties only lower it. The probability is over x
-*and* the reference data; it says nothing about how many anomalies are detected. It does rest on s(x) not depending on
-which other x come with it.
+A score is any callable from x, ``(N, *event_shape)``, to ``(N,)``. The scores here are functions of each datum alone:
+their bounds use noise that belongs to the datum (`dgm_pyro.noise`). `Detector` turns a score into an alarm with a
+chosen false alarm rate. With the scores :math:`s_1 \dots s_n` of reference data, the threshold is the
+:math:`\lceil (n + 1)(1 - \alpha) \rceil`-th smallest. If x and the reference data are exchangeable, the rank of s(x)
+among the n + 1 is uniform, so :math:`P(s(x) > t) \le \alpha` for any score and program; ties only lower it. The
+probability is over x *and* the reference data, and says nothing about the share of anomalies detected. It assumes that
+s(x) does not depend on the other data in the batch.
 
 Source: Bishop 1994 (surprise); Nalisnick et al. 2019 (arXiv 1906.02994, typicality of single data); Ren et al. 2019
 (arXiv 1906.02845, ratio); Serra et al. 2020 (arXiv 1909.11480, complexity); Choi et al. 2018 (arXiv 1810.01392, WAIC);
@@ -99,8 +99,12 @@ def log_p(
     """log p(x) in nats, ``(N,)`` doubles: exact, or a bound (8 draws of the ELBO; IWAE with ``num_particles`` > 1).
 
     Args:
-        program: one of p(x): neither conditional nor discriminative.
+        program: a program of p(x), neither conditional nor discriminative.
         x: ``(N, *event_shape)``.
+        num_particles: particles of the bound; 1 for the ELBO.
+        batch_size: data per batch; the numbers do not depend on it.
+        seed: seed of the draws, which belong to each datum (`noise.per_datum`).
+        progress: whether to show a bar.
 
     Raises:
         ValueError: the program has no p(x), or x does not fit.
@@ -116,7 +120,7 @@ def _require_p_of_x(program: Any) -> None:
     if program.variable != "x" or program.conditional:
         raise ValueError(
             f"this {type(program).__name__} is conditional and has no p(x) to score x by: use a program of x alone, "
-            "such as dgm.Labeled(prior, program) around a class-conditional one"
+            "such as dgm.Labeled(prior, program) for a class-conditional program"
         )
 
 
@@ -125,8 +129,8 @@ class NegativeLogLikelihood:
     """-log p(x), or minus its bound, in nats.
 
     Args:
-        program: of p(x).
-        num_particles: of the bound, for latent variables; 1 for the ELBO.
+        program: a program of p(x).
+        num_particles: particles of the bound, for latent variables; 1 for the ELBO.
         progress: whether to show a bar.
     """
 
@@ -143,11 +147,11 @@ class NegativeLogLikelihood:
 
 
 class Typicality:
-    """Distance of the surprise of x from the mean surprise of reference data, in nats.
+    """Distance of -log p(x) from its mean over reference data, in nats.
 
     Args:
         nll: a `NegativeLogLikelihood`, or a program.
-        reference: data like those that the program was trained on, but others: ``(N, *event_shape)``.
+        reference: held-out data from the distribution of the training data, ``(N, *event_shape)``.
     """
 
     def __init__(self, nll: NegativeLogLikelihood | Program, reference: Tensor | Data):
@@ -159,13 +163,13 @@ class Typicality:
 
 
 class Ratio:
-    """log p_0(x) - log p(x), in nats, for a background program p_0 that knows the pixels but not their form.
+    """log p_0(x) - log p(x), in nats, for a background program p_0 of pixel statistics without their structure.
 
     A background is the same program trained on mutated data:
     ``dgm.fit(background, data, augment=lambda x: dgm.corruptions.mutate(x, 0.3, 256))``.
 
     Args:
-        nll, background: a `NegativeLogLikelihood` each, or a program, of the same measure.
+        nll, background: each a `NegativeLogLikelihood` or a program, of the same measure.
 
     Raises:
         ValueError: one is a mass and the other a density.
@@ -182,11 +186,14 @@ class Ratio:
 
 
 class Complexity:
-    """-log p(x) less the length of x under a lossless compressor, in nats.
+    """-log p(x) minus the length of x under a lossless compressor, in nats.
 
     Args:
-        nll: a `NegativeLogLikelihood`, or a program, of a mass on at most 256 levels: only that has a code length.
+        nll: a `NegativeLogLikelihood`, or a program, of a mass on at most 256 levels; a density has no code length.
         compressor: a name in `COMPRESSORS`: "png" for images, "zlib" for any x.
+
+    Raises:
+        ValueError: the program is no such mass, or there is no such compressor.
     """
 
     def __init__(self, nll: NegativeLogLikelihood | Program, compressor: str = "png"):
@@ -202,13 +209,16 @@ class Complexity:
 
 
 class WAIC:
-    """Var_i[log p_i(x)] - E_i[log p_i(x)] over programs trained alike from different seeds.
+    """Var_i[log p_i(x)] - E_i[log p_i(x)] over programs with the same training but different seeds.
 
-    The mean is in nats and the variance in nats squared, so its weight depends on the unit, as in the source. The
-    variance is over the ensemble as a population (divided by its size).
+    The mean is in nats and the variance in nats squared, so their relative weight depends on the unit, as in the
+    source. The variance is that of the ensemble as a population (divided by its size).
 
     Args:
         ensemble: at least two programs, or a `NegativeLogLikelihood` each.
+
+    Raises:
+        ValueError: the ensemble has fewer than two programs.
     """
 
     def __init__(self, ensemble: Sequence[NegativeLogLikelihood | Program]):
@@ -224,10 +234,13 @@ class WAIC:
 
 @dataclass
 class PosteriorKL:
-    """KL(q(z | x) || p(z)), over all latents, in nats; in closed form where there is one, else over ``num_samples``.
+    """KL(q(z | x) || p(z)) over all latents, in nats, in closed form or from ``num_samples`` draws.
 
     Args:
-        program: one with latent variables.
+        program: a program with latent variables.
+
+    Raises:
+        ValueError: the program has no latents.
     """
 
     program: Program
@@ -290,16 +303,19 @@ def code_bits(x: Tensor, compressor: str = "png") -> Tensor:
 
     Args:
         x: integers 0 .. 255, ``(N, 1, H, W)`` or ``(N, 3, H, W)`` for "png", ``(N, *event_shape)`` for "zlib".
+        compressor: a name in `COMPRESSORS`.
 
     Raises:
-        ValueError, TypeError: x holds reals or other integers, or is no image; there is no such compressor.
+        ValueError, TypeError: x holds reals or other integers, or is no image; or there is no such compressor.
     """
     check_choice(compressor, COMPRESSORS, "compressor")
     check_finite(x, "x")
     if x.dtype not in INTEGERS and not torch.equal(x, x.round()):
         raise TypeError(f"x has dtype {x.dtype} and fractions, but a compressor codes integers: use another score")
     if int(x.min()) < 0 or int(x.max()) > 255:
-        raise ValueError(f"x holds values from {int(x.min())} to {int(x.max())}, but one byte holds 0 .. 255")
+        raise ValueError(
+            f"x holds values from {int(x.min())} to {int(x.max())}, but one byte holds 0 .. 255: use another score"
+        )
     if compressor == "png" and (x.dim() != 4 or x.shape[1] not in (1, 3)):
         raise ValueError(
             f"x has shape {tuple(x.shape)}, but png codes images (N, 1, H, W) or (N, 3, H, W): use compressor='zlib'"
@@ -315,7 +331,7 @@ class Detector:
     """An alarm on a score, calibrated to a rate of false alarms.
 
     Args:
-        score: any callable from x to scores, higher for anomalies; a program means its `NegativeLogLikelihood`.
+        score: any callable from x to scores, higher for anomalies; a program stands for its `NegativeLogLikelihood`.
 
     Attributes:
         threshold: scores above it, by more than `ROUNDING`, are flagged; None before `calibrate`.
@@ -334,10 +350,10 @@ class Detector:
         self.reference = torch.zeros(0)
 
     def calibrate(self, reference: Tensor | Data, false_alarm_rate: float = 0.01) -> Detector:
-        """Set the threshold by normal data that were not used in training; returns the detector itself.
+        """Set the threshold from normal data that were not used in training; returns the detector itself.
 
         Args:
-            reference: ``(N, *event_shape)``, at least 1 / false_alarm_rate - 1 of them.
+            reference: ``(N, *event_shape)``, at least 1 / false_alarm_rate - 1 data.
             false_alarm_rate: alpha, in (0, 1): the largest probability that a datum like these is flagged.
 
         Raises:
@@ -350,7 +366,7 @@ class Detector:
             need = math.ceil(1 / false_alarm_rate - 1e-9) - 1
             raise ValueError(
                 f"{len(scores)} reference data cannot set a false_alarm_rate of {false_alarm_rate}: pass at least "
-                f"{max(1, need)}, or a rate from {1 / (len(scores) + 1):.2g} on (--false-alarm-rate), and below 1"
+                f"{max(1, need)}, or a rate of at least {1 / (len(scores) + 1):.2g} (--false-alarm-rate), and below 1"
             )
         self.reference = scores.sort().values
         self.threshold = self.reference[rank - 1].item()
@@ -368,7 +384,7 @@ class Detector:
         return scores - _rounding_error(scores) > self.threshold
 
     def p_values(self, x: Tensor | Data) -> Tensor:
-        """Conformal p-values, ``(N,)``: the share of the reference data, x itself counted in, that score no lower.
+        """Conformal p-values, ``(N,)``: the share of the reference data and x itself whose score is at least that of x.
 
         ``flag`` is ``p_values <= false_alarm_rate``.
         """
@@ -388,17 +404,17 @@ class Detector:
 
 
 def _rounding_error(scores: Tensor) -> Tensor:
-    """Largest difference by rounding between scores of equal data: batches multiply matrices in another order."""
+    """Largest rounding difference between scores of equal data, because batches multiply matrices in other orders."""
     return ROUNDING * scores.abs().clamp(min=1)
 
 
 @dataclass(frozen=True)
 class Separation:
-    """Quality of a score that separates anomalies from normal data.
+    """How well a score separates anomalies from normal data.
 
     Attributes:
-        auroc: probability that an anomaly scores above a normal datum, a tie counting half; 0.5 is a coin.
-        stderr: of it, over both sets of data (DeLong).
+        auroc: probability that an anomaly scores above a normal datum, ties counting half; 0.5 is chance.
+        stderr: standard error of the AUROC over both sets of data (DeLong).
     """
 
     auroc: float
@@ -428,7 +444,7 @@ def _share_below(values: Tensor, x: Tensor) -> Tensor:
 
 
 def auroc(normal: Tensor, anomalous: Tensor) -> float:
-    """The probability that a normal datum scores above an anomalous one, a tie counting half."""
+    """The probability that a normal datum scores above an anomalous one, ties counting half."""
     from sklearn.metrics import roc_auc_score
 
     labels = [1] * len(normal) + [0] * len(anomalous)
@@ -446,11 +462,11 @@ class Alarm:
     """The result of one score on the data.
 
     Attributes:
-        score: its name.
-        threshold: scores above it are flagged; in nats, of WAIC in nats and nats squared.
-        flagged: number of data that are.
-        false_alarms: fraction of the normal data that are, which the threshold has not seen.
-        separation: AUROC of the data against the normal data.
+        score: name of the score.
+        threshold: scores above it are flagged; in nats (for WAIC, nats and nats squared).
+        flagged: number of flagged data.
+        false_alarms: share flagged of the normal data that did not set the threshold.
+        separation: AUROC of the data against these normal data.
     """
 
     score: str
@@ -465,8 +481,8 @@ class Anomalies(Result):
     """The result of `detect`.
 
     Attributes:
-        scores, p_values, flags: of each x by the first score, ``(N,)``.
-        alarms: one for each score.
+        scores, p_values, flags: score, p-value and flag of each x by the first score, ``(N,)``.
+        alarms: the `Alarm` of each score.
         num_reference: number of normal data that set the thresholds.
         num_normal: number of normal data that AUROC and false alarms are measured on.
         false_alarm_rate: largest probability that a normal datum is flagged.
@@ -545,24 +561,24 @@ def detect(
     seed: int = 0,
     progress: bool = False,
 ) -> Anomalies:
-    """Look for anomalies in x, by one score or several.
+    """Detect anomalies in x, by one score or several.
 
     A random half of the normal data sets the thresholds; AUROC and false alarms are measured on the other half.
 
     Args:
-        program: of p(x).
-        x: data to look through, ``(N, *event_shape)``.
-        normal: data like those that the program was trained on, but others.
+        program: a program of p(x).
+        x: data to search, ``(N, *event_shape)``.
+        normal: held-out data from the distribution of the training data.
         scores: names among `SCORES`; the first ranks the data.
         background: for "ratio", a program trained on mutated data: see `Ratio`.
         ensemble: for "waic", programs trained like ``program`` from other seeds.
         false_alarm_rate: largest probability that a normal datum is flagged.
-        num_particles: of the bounds on log p(x).
-        seed: of the two halves.
+        num_particles: particles of the bounds on log p(x).
+        seed: seed of the split into halves.
         progress: whether to show bars.
 
     Raises:
-        ValueError, TypeError: no such score, a score lacks a program, or the data do not fit.
+        ValueError, TypeError: there is no such score, a score lacks a program, or the data do not fit.
 
     >>> import torch, dgm_pyro as dgm
     >>> found = dgm.anomaly.detect(dgm.Normal(1), torch.tensor([[0.1], [9.0]]), torch.randn(400, 1))
@@ -580,7 +596,7 @@ def detect(
     check_count(num_particles, "num_particles")
     x, kept = _as_tensor(x), _as_tensor(normal, "normal")
     if len(kept) < 2:
-        raise ValueError("normal has one datum: pass at least two, to calibrate on and to measure on")
+        raise ValueError("normal has one datum: pass at least two, one to calibrate and one to measure on")
     order = torch.randperm(len(kept), generator=generator(seed))
     reference, held_out = kept[order[: len(kept) // 2]], kept[order[len(kept) // 2 :]]
 

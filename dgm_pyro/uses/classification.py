@@ -1,18 +1,18 @@
-r"""Classification with doubt: accuracy and confidence of p(y | x), and its calibration.
+r"""Classification with uncertainty: accuracy, confidence and calibration of p(y | x).
 
-Three classifiers answer p(y | x): a `Discriminative` one directly; a generative one, `Labeled`, by Bayes' rule from
+Three classifiers give p(y | x): `Discriminative` directly; `Labeled`, a generative classifier, by Bayes' rule from
 p(x | y), which gives p(x) too; and `Bayesian`, a network whose weights w have a prior, averaged over their posterior:
 
 .. math::
     p(y \mid x, D) = \int p(y \mid x, w)\, p(w \mid D)\, dw \approx \frac1K \sum_k p(y \mid x, w_k), \quad w_k \sim q(w)
 
 Metrics of the predictions: accuracy; `nll`, :math:`-\log p(y \mid x)`; `reliability`, whether a share c of the
-predictions with confidence c is right; and `risk_coverage`, the error rate of the predictions that are kept when the
-most uncertain ones are rejected, by any score.
+predictions with confidence c is right; and `risk_coverage`, the error rate of the remaining predictions when the most
+uncertain ones are rejected, by any score.
 
 Source: Guo et al. 2017 (arXiv 1706.04599), ECE; Geifman and El-Yaniv 2017 (arXiv 1705.08500), risk and coverage;
 Blundell et al. 2015 (arXiv 1505.05424), weights with a variational posterior; Depeweg et al. 2018 (arXiv 1710.07283),
-what of the entropy is doubt about w.
+the part of the entropy that is uncertainty about w.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ __all__ = [
     "share",
 ]
 
-# -- how good the answers are ------------------------------------------------------------------------------------------
+# -- quality of the answers --------------------------------------------------------------------------------------------
 
 
 def accuracy(probabilities: Tensor, y: Tensor) -> float:
@@ -81,7 +81,7 @@ def accuracy(probabilities: Tensor, y: Tensor) -> float:
 
 
 def nll(probabilities: Tensor, y: Tensor) -> tuple[float, float]:
-    """Mean of -log p(y | x) in nats, and its standard error; infinite if a true class was held impossible."""
+    """Mean of -log p(y | x) in nats, and its standard error; infinite if a true class has probability 0."""
     _check_predictions(probabilities, y)
     values = -probabilities.double().gather(-1, y.to(probabilities.device).long()[:, None])[:, 0].log()
     return values.mean().item(), standard_error(values)
@@ -92,11 +92,11 @@ class Reliability(Result):
     """Answers in bins of equal width by their confidence, the highest p(y | x).
 
     Attributes:
-        count: answers in each bin, ``(bins,)``.
-        confidence, accuracy: their means in each bin; NaN where it is empty.
-        ece: expected calibration error: the mean over the answers of the distance in their bin between the two.
-        stderr: of the ece, the signs of the bins' differences held fixed. Where these are noise, the ece is too large:
-            a calibrated classifier has an ece of about sqrt(bins / N) / 2, not 0.
+        count: number of answers in each bin, ``(bins,)``.
+        confidence, accuracy: means in each bin; NaN in empty bins.
+        ece: expected calibration error: the distance between confidence and accuracy in a bin, averaged over answers.
+        stderr: standard error of the ece for fixed signs of the bins' differences. Where the differences are noise, the
+            ece is biased upwards: a calibrated classifier has an ece of about sqrt(bins / N) / 2, not 0.
     """
 
     count: Tensor
@@ -121,12 +121,15 @@ class Reliability(Result):
 
 
 def reliability(probabilities: Tensor, y: Tensor, bins: int = 15) -> Reliability:
-    """The table behind a reliability picture, and the expected calibration error.
+    """The table of a reliability diagram, and the expected calibration error.
 
     Args:
         probabilities: p(y | x), ``(N, classes)``.
         y: the true labels, ``(N,)``.
-        bins: of equal width; a confidence on an edge belongs to the bin below.
+        bins: number of bins of equal width; a confidence on an edge belongs to the lower bin.
+
+    Raises:
+        ValueError: the shapes do not fit, or a label is no class.
     """
     _check_predictions(probabilities, y)
     check_count(bins, "bins")
@@ -144,11 +147,11 @@ def reliability(probabilities: Tensor, y: Tensor, bins: int = 15) -> Reliability
 
 @dataclass(frozen=True)
 class RiskCoverage:
-    """The share of wrong predictions among those kept, as more are kept: one entry for each threshold on the doubt.
+    """The risk-coverage curve: the error rate of the kept answers, for each threshold on the uncertainty.
 
     Attributes:
-        coverage: share of the answers kept, rising to 1.
-        risk: share of the kept ones that are wrong.
+        coverage: share of the answers that are kept, rising to 1.
+        risk: share of the kept answers that are wrong.
     """
 
     coverage: Tensor
@@ -156,7 +159,7 @@ class RiskCoverage:
 
     @property
     def area(self) -> float:
-        """The mean risk over all coverages (AURC), each step at the risk of its end; lower is better."""
+        """The mean risk over all coverages (AURC), with each step at the risk of its end; lower is better."""
         return (self.risk * self.coverage.diff(prepend=self.coverage.new_zeros(1))).sum().item()
 
     def accuracy_at(self, coverage: float) -> float:
@@ -167,7 +170,7 @@ class RiskCoverage:
 
 
 def risk_coverage(correct: Tensor, uncertainty: Tensor) -> RiskCoverage:
-    """Risk and coverage when predictions are rejected by their uncertainty, the highest first; equal ones go together.
+    """Risk and coverage when predictions are rejected by uncertainty, the highest first; ties are rejected together.
 
     Args:
         correct: whether each prediction is right, bools ``(N,)``.
@@ -180,7 +183,7 @@ def risk_coverage(correct: Tensor, uncertainty: Tensor) -> RiskCoverage:
         raise ValueError(f"{shapes}: pass (N,) of each")
     uncertainty, order = uncertainty.detach().cpu().double().sort()
     if torch.isnan(uncertainty).any():
-        raise ValueError("uncertainty holds NaN: every answer needs a score")
+        raise ValueError("uncertainty holds NaN, but every answer needs a score: clean it or drop those answers")
     wrong = (~correct.cpu().bool()[order]).double().cumsum(0)
     kept = torch.arange(1, len(uncertainty) + 1, dtype=torch.double)
     ends = torch.cat([uncertainty[1:] != uncertainty[:-1], torch.ones(1, dtype=torch.bool)])
@@ -194,7 +197,8 @@ def _check_predictions(probabilities: Tensor, y: Tensor) -> None:
     check_labels(y, "y", len(probabilities))
     if int(y.min()) < 0 or int(y.max()) >= probabilities.shape[-1]:
         raise ValueError(
-            f"y holds labels from {int(y.min())} to {int(y.max())}, but there are {probabilities.shape[-1]}"
+            f"y holds labels from {int(y.min())} to {int(y.max())}, but probabilities has {probabilities.shape[-1]} "
+            "classes: drop unknown labels, or pass probabilities of all classes"
         )
 
 
@@ -207,7 +211,7 @@ GUIDES: dict[str, Callable[[Any], AutoGuide]] = {
 }
 """Posteriors over weights: a point, independent Normals, a Normal with covariances of rank 10.
 
-They start at a draw from the prior: at its median, zero, all units of a layer are alike and learn alike.
+They start at a draw from the prior, because at its median, zero, all units of a layer would learn the same.
 """
 
 
@@ -235,10 +239,13 @@ class Bayesian:
     """A classifier whose network has a prior over its weights: w ~ N(0, scale^2 / fan in), biases ~ N(0, scale^2).
 
     Args:
-        network: from x to logits, ``(B, classes)``; it is copied, and only its architecture counts.
-        data: with labels.
+        network: a network from x to logits, ``(B, classes)``; it is copied, and its weights are not used.
+        data: data with labels.
         guide: q(w): a name in `GUIDES`, or any function from a Pyro model to an `AutoGuide`.
-        scale: of the prior.
+        scale: scale of the prior.
+
+    Raises:
+        ValueError, TypeError: the data have no labels, or an argument does not fit.
 
     >>> import torch, dgm_pyro as dgm
     >>> digits = dgm.data.load("digits")
@@ -265,7 +272,7 @@ class Bayesian:
 
     @differentiating("Bayesian.fit")
     def fit(self, epochs: int = 50, batch_size: int = 64, lr: float = 1e-2, seed: int = 0) -> Bayesian:
-        """Maximize the ELBO of all labels by `pyro.infer.SVI`; ``losses`` has its negative per epoch, nats per datum.
+        """Maximize the ELBO by `pyro.infer.SVI`; ``losses`` then has the negative ELBO per epoch, in nats per datum.
 
         Returns:
             The classifier itself.
@@ -275,7 +282,7 @@ class Bayesian:
         x, y = self.data.x, self.data.y
         assert y is not None
         steps = epochs * math.ceil(len(x) / batch_size)
-        # The rate falls to a hundredth, in equal factors.
+        # The rate falls exponentially, to a hundredth.
         optimizer = ClippedAdam({"lr": lr, "lrd": 0.01 ** (1 / steps), "clip_norm": 10.0})
         bound = TraceMeanField_ELBO() if isinstance(self.guide, (AutoNormal, AutoDelta)) else Trace_ELBO()
         svi, shuffling = SVI(self.model, self.guide, optimizer, bound), generator(seed)
@@ -287,16 +294,16 @@ class Bayesian:
         return self
 
     def draws(self, x: Tensor, num_samples: int = 32, seed: int = 0) -> Tensor:
-        """log p(y | x, w_k) of K draws from q(w), ``(K, B, classes)``: the same w for every x, differentiable in x.
+        """log p(y | x, w_k) in nats for K draws from q(w), ``(K, B, classes)``: the same w for all x; differentiable.
 
         Raises:
-            ValueError: before `fit`.
+            ValueError: `fit` has not been called, or x does not fit.
         """
         check_count(num_samples, "num_samples")
         check_tensor(x, self.data.event_shape, "x", "the shape of one x of the data")
         check_finite(x, "x")
         if not self.losses:
-            raise ValueError("this Bayesian has no q(w) yet: call its fit first")
+            raise ValueError("this Bayesian has no q(w) yet: call its fit() first")
         drawn = []
         with _isolated_from_pyro(seed, x.device), poutine.block():
             for _ in range(num_samples):
@@ -306,7 +313,7 @@ class Bayesian:
         return torch.stack(drawn)
 
     def log_class_probabilities(self, x: Tensor, num_samples: int = 32, seed: int = 0) -> Tensor:
-        """log p(y | x, D), ``(B, classes)``, in nats, differentiable in x: what `corruptions.pgd` attacks."""
+        """log p(y | x, D) in nats, ``(B, classes)``, differentiable in x, as `corruptions.pgd` needs."""
         return log_mean_exp(self.draws(x, num_samples, seed))
 
     @torch.no_grad()
@@ -316,7 +323,7 @@ class Bayesian:
 
     @torch.no_grad()
     def mutual_information(self, x: Tensor, num_samples: int = 32, seed: int = 0) -> Tensor:
-        """The mutual information of y and w given x, in nats, ``(B,)``: entropy of the mean less mean entropy."""
+        """The mutual information of y and w given x, in nats, ``(B,)``: entropy of the mean minus mean entropy."""
         log_p = self.draws(x, num_samples, seed)
         log_mean = log_mean_exp(log_p)
         return (log_p.exp() * log_p).sum(-1).mean(0) - (log_mean.exp() * log_mean).sum(-1)
@@ -338,10 +345,10 @@ def beliefs(
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """p(y | x), ``(N, classes)``, and log p(x) in nats, ``(N,)``; None from a program that has no p(x).
+    """p(y | x), ``(N, classes)``, and log p(x) in nats, ``(N,)``, or None for a program without p(x).
 
     Where p(x | y) is not exact, both come from bounds with ``num_particles`` draws for each class (IWAE).
-    No prediction depends on the batch.
+    Predictions do not depend on the batch.
 
     Raises:
         TypeError, ValueError: the program has no p(y | x), or x does not fit.
@@ -372,8 +379,8 @@ class Answers(Result):
 
     Attributes:
         probabilities: p(y | x), ``(N, classes)``.
-        log_p: log p(x) in nats, or a bound, ``(N,)``; None from a classifier that has no p(x).
-        rejected: which answers are not to be trusted, bools ``(N,)``.
+        log_p: log p(x) in nats, or a bound, ``(N,)``; None for a classifier without p(x).
+        rejected: whether each answer is rejected, bools ``(N,)``.
         false_alarm_rate: largest probability that a datum like the reference is rejected.
     """
 
@@ -425,15 +432,15 @@ def answer(
     seed: int = 0,
     progress: bool = False,
 ) -> Answers:
-    """Classify x, and reject what is unlike the reference: by log p(x), or by the highest p(y | x) without one.
+    """Classify x, and reject data unlike the reference: by log p(x), or by the highest p(y | x) if there is no p(x).
 
     Args:
         program: a `Labeled` or a `Discriminative`.
         x: ``(N, *event_shape)``.
-        reference: data like those that the program was trained on, but others; they set the threshold.
-        false_alarm_rate: largest probability that a datum like these is rejected.
-        num_particles: of the bounds, where p(x | y) is not exact.
-        seed: of their draws.
+        reference: held-out data from the distribution of the training data, which set the threshold.
+        false_alarm_rate: largest probability that a datum like the reference is rejected.
+        num_particles: particles of the bounds, where p(x | y) is not exact.
+        seed: seed of their draws.
         progress: whether to show a bar.
 
     Raises:

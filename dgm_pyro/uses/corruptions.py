@@ -1,13 +1,13 @@
-r"""Corruptions: images as a classifier does not expect them, at a strength that can be dialled.
+r"""Corruptions: distorted images of adjustable strength, and adversarial attacks on classifiers.
 
-`shift`, `rotate`, `blur`, `add_noise` and `mutate` need no model. `fgsm` and `pgd` are the worst case: they
-move x, within a distance, to where a program's own p(y | x) is lowest for the true y. With an L-infinity ball of radius
-:math:`\epsilon` around x the first step of the ascent of :math:`L = -\log p(y \mid x)` is
+`shift`, `rotate`, `blur`, `add_noise` and `mutate` need no model. `fgsm` and `pgd` are the worst case: they search,
+within a distance from x, for the point at which a program's own p(y | x) is lowest for the true y. With an L-infinity
+ball of radius :math:`\epsilon` around x the first step of the ascent of :math:`L = -\log p(y \mid x)` is
 
 .. math::
     x' = x + \epsilon \, \mathrm{sign}(\nabla_x L(x, y))
 
-All take and return images of the dtype that came, ``(B, 1, H, W)``: integers 0 .. levels - 1, or reals.
+All functions take images, ``(B, 1, H, W)``, integers 0 .. levels - 1 or reals, and return images of the same dtype.
 
 Source: Hendrycks and Dietterich 2019 (arXiv 1903.12261), graded corruptions; Goodfellow et al. 2015 (arXiv 1412.6572),
 FGSM; Madry et al. 2018 (arXiv 1706.06083), PGD; Ren et al. 2019 (arXiv 1906.02845), mutations.
@@ -41,7 +41,7 @@ __all__ = ["add_noise", "blur", "fgsm", "log_class_probabilities", "mutate", "pg
 
 
 def shuffle_pixels(x: Tensor, seed: int = 0) -> Tensor:
-    """Each image with its own random order of the pixels: the same gray levels, in other places."""
+    """Shuffle the pixels of each image in its own random order, which keeps the histogram of gray levels."""
     check_dense(x, "x")
     random = generator(seed)
     order = torch.rand(len(x), x[0].numel(), generator=random).argsort(1)
@@ -61,8 +61,8 @@ def add_noise(x: Tensor, scale: float, levels: int, seed: int = 0) -> Tensor:
 def mutate(x: Tensor, rate: float, levels: int) -> Tensor:
     """x with each feature replaced, with probability ``rate``, by a uniform draw from 0 .. levels - 1.
 
-    What is left is the statistics of single features, less the form: what a background model is trained on
-    (``dgm.fit(program, data, augment=lambda x: mutate(x, 0.3, 256))``). Drawn from torch's global random state.
+    This keeps statistics of single features and destroys structure, for the training of a background model
+    (``dgm.fit(program, data, augment=lambda x: mutate(x, 0.3, 256))``). Draws use torch's global random state.
     """
     check_dense(x, "x")
     check_number(rate, "rate", at_least=0, at_most=1)
@@ -71,11 +71,11 @@ def mutate(x: Tensor, rate: float, levels: int) -> Tensor:
     return torch.where(chosen, torch.randint(levels, x.shape, device=x.device).to(x.dtype), x)
 
 
-# -- what happens to a picture -----------------------------------------------------------------------------------------
+# -- distortions of images ---------------------------------------------------------------------------------------------
 
 
 def shift(x: Tensor, down: int = 0, right: int = 0) -> Tensor:
-    """Images moved by whole pixels; what comes in from outside is 0."""
+    """Shift images by whole pixels; pixels from outside are 0."""
     _check_images(x)
     height, width = x.shape[-2:]
     for pixels, argument in ((down, "down"), (right, "right")):
@@ -90,7 +90,7 @@ def shift(x: Tensor, down: int = 0, right: int = 0) -> Tensor:
 
 
 def rotate(x: Tensor, degrees: float, levels: int | None = None) -> Tensor:
-    """Images turned counterclockwise about their center, read off bilinearly; what comes in from outside is 0."""
+    """Rotate images counterclockwise about their center, with bilinear interpolation; pixels from outside are 0."""
     _check_images(x)
     check_number(degrees, "degrees")
     check_network_options(levels=levels)
@@ -100,7 +100,7 @@ def rotate(x: Tensor, degrees: float, levels: int | None = None) -> Tensor:
         torch.arange(width, device=x.device) - (width - 1) / 2,
         indexing="ij",
     )
-    # Each pixel of the result is read where it came from; grid_sample counts from -1 to 1 between the outer edges.
+    # Each pixel of the result is read at its origin; grid_sample counts from -1 to 1 between the outer edges.
     from_right = math.cos(angle) * right - math.sin(angle) * down
     from_down = math.sin(angle) * right + math.cos(angle) * down
     grid = torch.stack([from_right * (2 / width), from_down * (2 / height)], -1)
@@ -110,7 +110,7 @@ def rotate(x: Tensor, degrees: float, levels: int | None = None) -> Tensor:
 
 
 def blur(x: Tensor, sigma: float, levels: int | None = None) -> Tensor:
-    """Images under a Gaussian kernel of standard deviation ``sigma`` pixels, their edges repeated outwards."""
+    """Blur images by a Gaussian kernel of standard deviation ``sigma`` pixels, with replicated edges."""
     _check_images(x)
     check_number(sigma, "sigma", at_least=0)
     check_network_options(levels=levels)
@@ -142,7 +142,7 @@ def _as_before(values: Tensor, x: Tensor, levels: int | None) -> Tensor:
 # -- the worst case ----------------------------------------------------------------------------------------------------
 
 Classifier = Program | Callable[[Tensor], Tensor]
-# Data whose graph is held at once: that of a diffusion's bounds has every step of every class.
+# Number of data whose graph is in memory at once: the graph of a diffusion's bounds has every step of every class.
 AT_ONCE = 32
 
 
@@ -152,7 +152,10 @@ def log_class_probabilities(classifier: Classifier, x: Tensor, num_particles: in
     Args:
         classifier: a `Labeled` (Bayes' rule; from bounds where p(x | y) is not exact), a `Discriminative`, or any
             callable from x to log p(y | x).
-        num_particles: of the bounds.
+        num_particles: particles of the bounds.
+
+    Raises:
+        TypeError: ``classifier`` has no p(y | x).
     """
     if not callable(classifier):
         raise TypeError(f"classifier must be a program or a function of x, got {type(classifier).__name__}")
@@ -172,14 +175,15 @@ def log_class_probabilities(classifier: Classifier, x: Tensor, num_particles: in
 def fgsm(
     classifier: Classifier, x: Tensor, y: Tensor, epsilon: float, levels: int | None = None, *, num_particles: int = 1
 ) -> Tensor:
-    """One step of ``epsilon`` per pixel up the gradient's sign of -log p(y | x).
+    """The fast gradient sign method: one step of ``epsilon`` per pixel in the sign of the gradient of -log p(y | x).
 
     Args:
-        classifier: what is attacked: see `log_class_probabilities`.
-        x: ``(B, 1, H, W)``, or of any shape that the classifier takes.
+        classifier: the classifier to attack: see `log_class_probabilities`.
+        x: ``(B, 1, H, W)``, or any shape that the classifier takes.
         y: the true labels, ``(B,)``.
-        epsilon: in the units of x; with ``levels`` whole gray levels.
-        levels: x takes the integers 0 .. levels - 1 and stays there; None for reals, which are not clipped.
+        epsilon: size of the step in the units of x; a whole number of gray levels with ``levels``.
+        levels: x takes the integers 0 .. levels - 1, and so does the result; None for reals, which are not clipped.
+        num_particles: particles of the bounds.
 
     Raises:
         ValueError: the classifier's output does not depend smoothly on x, or ``epsilon`` does not fit.
@@ -200,13 +204,17 @@ def pgd(
     num_particles: int = 1,
     seed: int = 0,
 ) -> Tensor:
-    """Steps up the gradient's sign of -log p(y | x) from a random start, each projected to within ``epsilon`` of x.
+    """Projected gradient descent: steps in the sign of the gradient from a random start, kept within ``epsilon`` of x.
 
     Args:
         classifier, x, y, epsilon, levels, num_particles: as for `fgsm`.
-        gradient_steps: how many.
-        step_size: in the units of x; by default 2.5 epsilon / gradient_steps, with ``levels`` rounded to at least 1.
-        seed: of the start.
+        gradient_steps: number of steps.
+        step_size: size of a step in the units of x; default 2.5 epsilon / gradient_steps, with ``levels`` rounded to a
+            whole number of at least 1.
+        seed: seed of the start.
+
+    Raises:
+        ValueError: as for `fgsm`.
     """
     _check_attack(x, y, epsilon, levels)
     check_count(gradient_steps, "gradient_steps")
@@ -247,7 +255,9 @@ def _slope(classifier: Classifier, at: Tensor, y: Tensor, num_particles: int) ->
         loss = -log_class_probabilities(classifier, here, num_particles).gather(-1, y.long()[:, None]).sum()
         gradient = torch.autograd.grad(loss, here, allow_unused=True)[0] if loss.requires_grad else None
     if gradient is None:
-        raise ValueError("log p(y | x) has no gradient in x, as where pixels are looked up in a table: use add_noise")
+        raise ValueError(
+            "log p(y | x) has no gradient in x, for example because pixels are looked up in a table: use add_noise"
+        )
     return gradient
 
 

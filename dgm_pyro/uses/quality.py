@@ -1,29 +1,29 @@
-r"""Sample quality: distances between data and samples, and how much of each the other covers, on features of both.
+r"""Sample quality: distances between data and samples, and how much each covers the other, in a feature space.
 
-Real features :math:`r_1 .. r_N` and those of samples, :math:`s_1 .. s_M`, are vectors: x itself, or what a network
-makes of it, such as the layer before the last of a classifier. With their means and covariances :math:`\mu, \Sigma`,
+The features of data, :math:`r_1 .. r_N`, and of samples, :math:`s_1 .. s_M`, are vectors: x itself, or the output of a
+network, such as the last hidden layer of a classifier. With their means and covariances :math:`\mu, \Sigma`,
 
 .. math::
     \mathrm{Frechet} = |\mu_r - \mu_s|^2 + \mathrm{tr}\big(\Sigma_r + \Sigma_s - 2 (\Sigma_r \Sigma_s)^{1/2}\big),
 
-the squared Wasserstein distance of two Normals. It is biased upwards in small sets. The *kernel distance* is not: the
-squared maximum mean discrepancy with the kernel :math:`k(a, b) = (a^T b / D + 1)^3`,
+the squared Wasserstein distance of two Normals, which is biased upwards in small sets. The *kernel distance* is
+unbiased. It is the squared maximum mean discrepancy with the kernel :math:`k(a, b) = (a^T b / D + 1)^3`,
 
 .. math::
     \mathrm{mean}_{i \ne j}\, k(r_i, r_j) + \mathrm{mean}_{i \ne j}\, k(s_i, s_j)
     - 2\, \mathrm{mean}_{i, j}\, k(r_i, s_j),
 
-whose expected value is 0 for equal distributions; so it may be negative.
+whose expected value is 0 for equal distributions, so the estimate may be negative.
 
-Around each point of a set is a ball that reaches to its k-th nearest neighbor in that set. *Precision* is the share of
-samples in any real ball, *recall* the share of real data in any ball of samples. Balls around outliers are large, and
-count too much: *density* is the number of real balls that a sample is in, over k, and *coverage* the share of real
-balls that hold a sample. For equal distributions density is 1, and coverage of as many samples as data is near
-:math:`1 - 2^{-k}`.
+Each point of a set has a ball that reaches to its k-th nearest neighbor in that set. *Precision* is the share of
+samples in any ball of the data, and *recall* the share of data in any ball of the samples. Balls around outliers are
+large, which inflates both. *Density* is the number of balls of the data that contain a sample, averaged over samples
+and divided by k. *Coverage* is the share of balls of the data that contain a sample. For equal distributions, density
+is 1, and coverage is near :math:`1 - 2^{-k}` for as many samples as data.
 
-No number is one of the program alone. It depends on the features, and all but the kernel distance depend on the number
-of samples: compare programs on the same features and the same numbers, and with other real data in the place of the
-samples, which is what a perfect program has.
+These numbers also depend on the features, and all but the kernel distance depend on the number of samples. So compare
+programs with the same features and the same numbers of data and samples. The values of other real data in place of the
+samples are those of a perfect program.
 
 Source: Heusel et al. 2017 (FID, arXiv 1706.08500); Binkowski et al. 2018 (KID, arXiv 1801.01401); Kynkaanniemi et al.
 2019 (arXiv 1904.06991); Naeem et al. 2020 (density and coverage, arXiv 2002.09797).
@@ -61,11 +61,11 @@ MEASURES = ("frechet", "kernel", "precision", "recall", "density", "coverage")
 
 @dataclass(frozen=True)
 class SampleQuality(Result):
-    """What `sample_quality` finds; errors are standard errors over data and samples.
+    """The result of `sample_quality`; errors are standard errors over data and samples.
 
     Attributes:
-        values, errors: by the name of the measure.
-        num_real, num_samples, num_features: of the sets.
+        values, errors: values and errors by the name of the measure.
+        num_real, num_samples, num_features: sizes of the two sets, and number of features.
         neighbors: k.
     """
 
@@ -104,11 +104,10 @@ def sample_quality(
     Args:
         real: data, ``(N, *shape)``.
         samples: ``(M, *shape)``.
-        extractor: maps a batch of either to vectors, ``(B, ...)``: a network, which is used in evaluation mode, or any
-            function; None for x itself, as it is. For the published numbers of photographs, pass Inception.
+        extractor: maps a batch of x to vectors, ``(B, ...)``: a network, which is used in evaluation mode, or any
+            function; None for x itself. Published numbers for photographs use Inception.
         neighbors: k.
-        num_blocks: the errors of the two distances are those of leaving out each of so many blocks of both sets in turn
-            (the jackknife).
+        num_blocks: number of blocks of the jackknife, which gives the errors of the two distances.
         batch_size: data per batch of ``extractor``.
 
     Raises:
@@ -128,7 +127,7 @@ def sample_quality(
     if min(len(real), len(samples)) < least:
         raise ValueError(
             f"there are {len(real)} real data and {len(samples)} samples, but {neighbors} neighbors and {num_blocks} "
-            f"blocks need {least} of each: draw more, or ask for fewer"
+            f"blocks need at least {least} of each: pass more of them, or fewer neighbors or num_blocks"
         )
     r, s = (_features_of(x, extractor, batch_size) for x in (real, samples))
     density, covered = _in_balls(s, r, neighbors)
@@ -155,20 +154,23 @@ def program_quality(
     """`sample_quality` of a program's samples.
 
     Args:
-        program: to sample from.
+        program: the program to sample from.
         real: data that it was not trained on, ``(N, *event_shape)``.
         extractor: as for `sample_quality`.
         given: for a conditional program, ``(num_samples, *given_shape)``.
-        num_samples: as many as real data by default.
-        seed: of the samples. The global random state is left as it was.
+        num_samples: number of samples; default that of the data.
+        seed: seed of the samples; the global random state does not change.
         neighbors: k.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit, or there are too few data or samples.
     """
     check_program(program)
     check_dense(real, "real")
     count = len(real) if num_samples is None else check_count(num_samples, "num_samples")
     device = program_device(program)
     with evaluating(program), seeded(seed, device), torch.no_grad():
-        # In batches, because what a network holds of all of them at once may be large.
+        # In batches, because the activations for all samples at once may be large.
         sizes = [len(part) for part in torch.arange(count).split(PAIRED_ROWS)]
         parts = [None] * len(sizes) if given is None else given.split(PAIRED_ROWS)
         drawn = [program.sample(size, part) for size, part in zip(sizes, parts, strict=True)]
@@ -186,7 +188,7 @@ def _features_of(x: Tensor, extractor: Extractor | None, batch_size: int) -> Ten
 
 
 def hidden_features(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What the last linear layer of a network reads: of a classifier's, features that tell its classes apart.
+    """The input of a network's last linear layer; for a classifier, features that separate its classes.
 
     Raises:
         ValueError: the network has no linear layer.
@@ -213,7 +215,7 @@ def frechet_distance(real: Tensor, samples: Tensor) -> float:
     """The squared Wasserstein distance of the Normals with the means and covariances of two sets, ``(N, D)``."""
     _check_features(real, samples)
     means, covariances = zip(*((x.mean(0), x.T.cov().reshape(x.shape[1], -1)) for x in (real, samples)), strict=True)
-    # tr (A B)^1/2 is that of the symmetric (A^1/2 B A^1/2)^1/2.
+    # tr (A B)^1/2 equals the trace of the symmetric (A^1/2 B A^1/2)^1/2.
     values, vectors = torch.linalg.eigh(covariances[0])
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
     shared = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp_min(0).sqrt().sum()
@@ -237,15 +239,15 @@ def _check_features(real: Tensor, samples: Tensor) -> None:
 
 
 def _jackknife(distance: Callable[[Tensor, Tensor], float], real: Tensor, samples: Tensor, num_blocks: int) -> float:
-    """Standard error of a distance, from what it is without each block of both sets."""
+    """Jackknife standard error of a distance, from its values without each block of both sets."""
     blocks = [[torch.arange(len(x)) % num_blocks == i for i in range(num_blocks)] for x in (real, samples)]
     without = [distance(real[~a], samples[~b]) for a, b in zip(*blocks, strict=True)]
     return math.sqrt((num_blocks - 1) * torch.tensor(without).double().var(correction=0).item())
 
 
 def _in_balls(points: Tensor, centers: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
-    """In how many balls around ``centers`` each point is, and whether each of these balls holds a point."""
-    # The nearest in the set is the center itself.
+    """Number of balls around ``centers`` that contain each point, and whether each of these balls contains a point."""
+    # The nearest neighbor in the set is the center itself.
     radius = torch.cat(
         [torch.cdist(part, centers).kthvalue(neighbors + 1, 1).values for part in centers.split(PAIRED_ROWS)]
     )

@@ -1,7 +1,7 @@
 r"""Representations: the code of x under a program, and its uses.
 
-*Where x goes.* A program with latents maps x to a code z, and back. `encode` and `decode` call the methods of these
-names that its family has, in batches and in evaluation mode, with noise of each datum's own:
+*Encoding and decoding.* A program with latents maps x to a code z, and back. `encode` and `decode` call the methods of
+these names of its family, in batches and in evaluation mode, with noise that belongs to each datum:
 
 ====================  ===============================================  =================================================
 program               `encode`                                         `decode`
@@ -12,20 +12,20 @@ program               `encode`                                         `decode`
 diffusions            the end of the probability-flow ODE from x       its beginning, from z
 ====================  ===============================================  =================================================
 
-A flow's z, and that of a diffusion, is as large as x and loses nothing: it is another picture of the same data, not a
-summary. The mean of a class that z may be is that of its one-hot code: the probabilities q(z = k | x).
+The z of a flow or a diffusion is as large as x and loses nothing: it is another form of the same data, not a summary.
+If z is a class, its mean is that of the one-hot code: the probabilities q(z = k | x).
 
-*Between and around.* A line between two codes, :math:`(1 - t) a + t b`, passes closer to the origin than either end;
-N(0, I) in D dimensions is hardly ever closer to it than :math:`\sqrt D`, so the prior has almost no mass at the middle
-of the line. The arc keeps the length,
+*Interpolation.* A line between two codes, :math:`(1 - t) a + t b`, passes closer to the origin than either end. In D
+dimensions, draws of N(0, I) have a norm close to :math:`\sqrt D`, so the prior has almost no mass at the middle of the
+line. The arc keeps the length,
 
 .. math::
     z_t = \frac{\sin((1 - t)\, \omega)}{\sin \omega}\, a + \frac{\sin(t\, \omega)}{\sin \omega}\, b, \qquad
     \omega = \arccos \frac{a^\top b}{\|a\| \|b\|}.
 
-*What it is good for* depends on the question; here it is the label that the program never saw: `probe` (is it linear
-in z?), `knn` (are neighbors alike?), `cluster` and `agreement` (are there groups, and are they the classes?).
-`dgm_pyro.infer.units` reports which features of z are in use, and the nats of each.
+*Evaluation* uses labels that the program never saw: `probe` (are the classes linear in z?), `knn` (do neighbors have
+the same class?), `cluster` and `agreement` (are there groups, and are they the classes?). `dgm_pyro.infer.units`
+reports the features of z that are in use, and the KL of each in nats.
 
 Source: Shoemake 1985 and White 2016 (arXiv 1609.04468), the arc; Song et al. 2021 (arXiv 2010.02502, section 5.4),
 codes of a diffusion; Strehl and Ghosh 2002, NMI; Hubert and Arabie 1985, ARI; Xie et al. 2016 (arXiv 1511.06335),
@@ -93,14 +93,14 @@ __all__ = [
     "traverse",
 ]
 
-# -- to the code, and back ---------------------------------------------------------------------------------------------
+# -- encoding and decoding ---------------------------------------------------------------------------------------------
 
 
 def codes(program: Program) -> tuple[str, ...]:
-    """Names of the codes that `encode` can give: the levels of a VAE, the nearest to x first; ``("z",)`` of others.
+    """Names of the codes that `encode` knows: the levels of a VAE, the nearest to x first; ``("z",)`` for others.
 
     Raises:
-        ValueError: the program has none.
+        ValueError: the program has no latent code.
     """
     check_program(program)
     program.code_named()
@@ -120,25 +120,26 @@ def encode(
     seed: int = 0,
     progress: bool = False,
 ) -> Tensor:
-    """The code of each x, as ``program.encode`` finds it, in batches and evaluation mode.
+    """The code of each x from ``program.encode``, in batches and in evaluation mode.
 
     Args:
         program: a VAE (a hierarchy of them), a flow, dequantized or not, a diffusion, or another with `Program.codes`.
         x: ``(N, *event_shape)``.
         given: ``(N, *given_shape)`` for a conditional program.
-        site: which of `codes`; default the nearest to x.
-        draw: a draw of z from q(z | x), or of the place in the cell of a dequantized x, in place of the mean.
-        num_samples: draws to average where E_q[z | x] has no closed form; of the levels above, in a hierarchy.
-        batch_size: data at once; the codes do not depend on it.
-        seed: of the draws, which are each datum's own (`noise.per_datum`): equal x have equal codes, drawn ones too.
-            The global random state is left as it was.
+        site: a name in `codes`; default the nearest to x.
+        draw: whether to draw z from q(z | x), or the position in the cell of a dequantized x, instead of the mean.
+        num_samples: draws to average where E_q[z | x] has no closed form; in a hierarchy, draws of the levels above.
+        batch_size: data per batch; the codes do not depend on it.
+        seed: seed of the draws, which belong to each datum (`noise.per_datum`), so equal x have equal codes, even if
+            drawn. The global random state does not change.
         progress: whether to show a bar.
 
     Returns:
-        ``(N, *z_shape)``, on the CPU; of a class, its probabilities, ``(N, *z_shape, K)``, unless ``draw``.
+        ``(N, *z_shape)``, on the CPU; for a code of K classes their probabilities, ``(N, *z_shape, K)``, unless
+        ``draw``.
 
     Raises:
-        ValueError: the program has no latent code, no such site, or x does not fit.
+        ValueError: the program has no latent code or no such site, or x does not fit.
     """
     check_program(program)
     site = program.code_named(site)
@@ -167,20 +168,20 @@ def decode(
     seed: int = 0,
     progress: bool = False,
 ) -> Tensor:
-    """The x of each code, as ``program.decode`` makes it, in batches and evaluation mode.
+    """The x of each code from ``program.decode``, in batches and in evaluation mode.
 
     Args:
         program, given, site, batch_size, seed, progress: as for `encode`.
         z: ``(N, *z_shape)``; integers for a code of classes.
-        draw: a draw of x from p(x | z) in place of the mean. Levels between x and a ``site`` above are drawn with it,
-            and so they are where they are discrete.
+        draw: whether to draw x from p(x | z) instead of the mean. Levels between x and ``site`` are then drawn too;
+            discrete ones always are.
 
     Returns:
-        ``(N, *event_shape)``, on the CPU. Means are reals in the units of x, of integers too; what has no mean in
-        closed form, such as an autoregressive x, is drawn.
+        ``(N, *event_shape)``, on the CPU. Means are reals in the units of x, also for integers. If the mean has no
+        closed form, as for an autoregressive x, x is drawn.
 
     Raises:
-        ValueError: the program has no latent code, no such site, or z does not fit.
+        ValueError: the program has no latent code or no such site, or z does not fit.
     """
     check_program(program)
     check_count(batch_size, "batch_size")
@@ -220,7 +221,7 @@ def _given_rows(given: Any, where: torch.device, rows: slice = slice(None)) -> A
     return map_given(moved, given)
 
 
-# -- around a code, and between two ------------------------------------------------------------------------------------
+# -- interpolation and traversal ---------------------------------------------------------------------------------------
 
 
 def line(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
@@ -232,8 +233,8 @@ def line(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
 def arc(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
     """Points at even angles on the arc from each a to each b, ends included, ``(num_points, N, *shape)``.
 
-    The length goes with the angle from that of a to that of b. Codes in the same or in opposite directions have no
-    unique arc and get the line.
+    The length changes with the angle, from that of a to that of b. Codes in the same or in opposite directions have no
+    unique arc, and get the line.
     """
     t = _curve_positions(a, b, num_points)
     flat_a, flat_b = a.reshape(len(a), -1), b.reshape(len(b), -1)
@@ -248,7 +249,7 @@ def arc(a: Tensor, b: Tensor, num_points: int = 8) -> Tensor:
 
 
 CURVES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {"linear": line, "spherical": arc}
-"""Ways from one code to another, by name."""
+"""Curves from one code to another, by name."""
 
 
 def _curve_positions(a: Tensor, b: Tensor, num_points: int) -> Tensor:
@@ -257,7 +258,7 @@ def _curve_positions(a: Tensor, b: Tensor, num_points: int) -> Tensor:
     check_finite(b, "b")
     if a.shape != b.shape or not a.is_floating_point():
         raise ValueError(
-            f"a has shape {tuple(a.shape)} ({a.dtype}), b {tuple(b.shape)}: pass two codes of reals, of one shape"
+            f"a has shape {tuple(a.shape)} ({a.dtype}), but b has {tuple(b.shape)}: pass two real codes of one shape"
         )
     return torch.linspace(0, 1, num_points, dtype=a.dtype, device=a.device).reshape(-1, *(1,) * a.dim())
 
@@ -265,11 +266,12 @@ def _curve_positions(a: Tensor, b: Tensor, num_points: int) -> Tensor:
 def interpolate(
     program: Program, a: Tensor, b: Tensor, num_points: int = 8, *, curve: str = "spherical", given: Any = None
 ) -> Tensor:
-    """From each datum a to each b: their codes, a `CURVES` between these, and what the program makes of it.
+    """Interpolate from each datum a to each b: encode both, and decode a curve between their codes.
 
     Args:
+        program: a program with `codes`.
         a, b: data, ``(N, *event_shape)``.
-        num_points: the ends included. Those are decoded too: the reconstructions of a and b.
+        num_points: number of points, including both ends, which are reconstructions of a and b.
         curve: "linear" or "spherical".
         given: ``(N, *given_shape)`` for a conditional program, the same along the curve.
 
@@ -277,7 +279,7 @@ def interpolate(
         ``(num_points, N, *event_shape)``.
 
     Raises:
-        ValueError: no such curve, codes that are discrete, or as `encode`.
+        ValueError: there is no such curve, the codes are discrete, or as for `encode`.
     """
     check_choice(curve, CURVES, "curve")
     check_count(num_points, "num_points", at_least=2)
@@ -300,17 +302,18 @@ def traverse(
     """x decoded after one feature of its code is set to each of ``values``, with the others unchanged.
 
     Args:
-        z: one code, ``(1, *z_shape)``: of a datum, by `encode`, or zeros, the mean of a standard prior.
-        values: in the units of z.
-        indices: flat ones of the features to set, in the order wanted; default all. `units` says which matter.
+        program: a program with `codes`.
+        z: one code, ``(1, *z_shape)``: that of a datum, from `encode`, or zeros, the mean of a standard prior.
+        values: values in the units of z.
+        indices: flat indices of the features to set, in order; default all. `units` reports which are in use.
         given: ``(1, *given_shape)`` for a conditional program.
-        site: which code z is.
+        site: the name of the code; default the nearest to x.
 
     Returns:
         ``(indices, values, *event_shape)``.
 
     Raises:
-        ValueError: z is not one code of reals, or a feature is not there.
+        ValueError: z is not one real code, or there is no feature of such an index.
     """
     check_program(program)
     site = program.code_named(site)
@@ -336,14 +339,14 @@ def traverse(
 
 
 def grid(program: Program, num_points: int = 12, reach: float = 2.5, *, given: Any = None) -> Tensor:
-    """What each place of a plane of codes stands for: a square grid over [-reach, reach]^2.
+    """Decode a square grid over [-reach, reach]^2, for a code of two features.
 
     Returns:
-        ``(num_points, num_points, *event_shape)``, laid out as a picture of that plane: rows from the highest z_2
-        to the lowest, columns from the lowest z_1 to the highest.
+        ``(num_points, num_points, *event_shape)``, laid out like a plot of the plane: rows from the highest z_2 to the
+        lowest, columns from the lowest z_1 to the highest.
 
     Raises:
-        ValueError: the code has not 2 features.
+        ValueError: the code does not have 2 features.
     """
     check_program(program)
     check_count(num_points, "num_points")
@@ -370,7 +373,7 @@ def is_discrete(program: Program, site: str | None = None) -> bool:
 
 def _require_real(program: Program, site: str) -> None:
     if is_discrete(program, site):
-        raise ValueError(f"the code {site!r} is discrete: there is nothing between its values")
+        raise ValueError(f"the code {site!r} is discrete, so there is nothing between its values: use a real code")
 
 
 def _decoded(program: Program, points: Tensor, given: Any, site: str | None) -> Tensor:
@@ -380,7 +383,7 @@ def _decoded(program: Program, points: Tensor, given: Any, site: str | None) -> 
     def repeated(part: Tensor) -> Tensor:
         check_dense(part, "given")
         if len(part) not in (1, across[1]):
-            raise ValueError(f"given has {len(part)} rows: pass one, or one for each of {across[1]}")
+            raise ValueError(f"given has {len(part)} rows, but there are {across[1]} data: pass one row, or one each")
         rows = part.expand(across[1], *part.shape[1:]) if len(part) == 1 else part
         return rows.unsqueeze(0).expand(*across, *part.shape[1:]).flatten(0, 1)
 
@@ -388,11 +391,11 @@ def _decoded(program: Program, points: Tensor, given: Any, site: str | None) -> 
     return x.reshape(*across, *x.shape[1:])
 
 
-# -- what a code is good for -------------------------------------------------------------------------------------------
+# -- evaluation of codes -----------------------------------------------------------------------------------------------
 
 
 def probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float:
-    """Test accuracy of a logistic regression on standardized features, ``(N, ...)``: are the classes linear in z?"""
+    """Test accuracy of logistic regression on standardized features, ``(N, ...)``: are the classes linear in z?"""
     _check_codes(train, train_y, test, test_y)
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -404,13 +407,13 @@ def probe(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor) -> float
 
 
 def knn(train: Tensor, train_y: Tensor, test: Tensor, test_y: Tensor, neighbors: int = 5) -> float:
-    """Test accuracy of the majority among the nearest training data, by Euclidean distance: are neighbors alike?"""
+    """Test accuracy of the majority among the nearest training data, by Euclidean distance."""
     _check_codes(train, train_y, test, test_y)
     from sklearn.neighbors import KNeighborsClassifier
 
     check_count(neighbors, "neighbors")
     if neighbors > len(train):
-        raise ValueError(f"neighbors is {neighbors}, but there are {len(train)} training data")
+        raise ValueError(f"neighbors is {neighbors}, but there are {len(train)} training data: use fewer neighbors")
     classifier = KNeighborsClassifier(neighbors)
     classifier.fit(_as_feature_rows(train), train_y.cpu().numpy())
     return float(classifier.score(_as_feature_rows(test), test_y.cpu().numpy()))
@@ -431,12 +434,12 @@ def cluster(z: Tensor, num_clusters: int, *, seed: int = 0) -> Tensor:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of clusters with classes; each number is at most 1, and 1 if they are the same up to their names.
+    """Agreement of clusters with classes; each number is at most 1, and 1 if they are equal up to their names.
 
     Attributes:
-        accuracy: share of the data whose cluster is that of their class, under the best one-to-one naming.
-        nmi: mutual information of cluster and class, over the mean of their entropies; 0 if they are independent.
-        ari: share of pairs of data that both keep together or both apart, less what chance gives, and rescaled: 0 is
+        accuracy: share of the data whose cluster matches their class, under the best one-to-one matching.
+        nmi: mutual information of cluster and class, divided by the mean of their entropies; 0 if independent.
+        ari: share of pairs of data on which clusters and classes agree (together or apart), adjusted so that 0 is
             chance.
     """
 
@@ -446,7 +449,7 @@ class Agreement:
 
 
 def agreement(clusters: Tensor, y: Tensor) -> Agreement:
-    """Compare clusters with classes, integers ``(N,)`` each; names mean nothing, and numbers of both may differ."""
+    """Compare clusters with classes, integers ``(N,)`` each; names do not matter, and their numbers may differ."""
     from scipy.optimize import linear_sum_assignment
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
     from sklearn.metrics.cluster import contingency_matrix
@@ -467,8 +470,8 @@ class Quality(Result):
     """The result of `assess`, on ``num_test`` data.
 
     Attributes:
-        probe, knn: accuracies.
-        clusters: of k-means with as many clusters as classes.
+        probe, knn: accuracies of `probe` and `knn`.
+        clusters: `Agreement` of k-means, with as many clusters as classes.
     """
 
     probe: float
@@ -499,8 +502,10 @@ def assess(
     """`probe`, `knn`, and k-means on the test data with as many clusters as they have classes.
 
     Args:
-        train, test: codes, or anything else per datum, ``(N, ...)`` and ``(M, ...)``. Pixels are the reference to beat.
+        train, test: codes, or other features per datum, ``(N, ...)`` and ``(M, ...)``. Pixels are the baseline.
         train_y, test_y: labels, ``(N,)`` and ``(M,)``.
+        neighbors: number of neighbors of `knn`.
+        seed: seed of the clusters.
     """
     _check_codes(train, train_y, test, test_y)
     found = cluster(test, len(test_y.unique()), seed=seed)
@@ -533,11 +538,11 @@ class Representation(Result):
 
     Attributes:
         site: the name of the code.
-        z: the code of each datum, ``(N, *z_shape)``; of classes their probabilities.
+        z: the code of each datum, ``(N, *z_shape)``; for classes, their probabilities.
         y: the labels of the data, ``(N,)``, if they have any.
-        form: what a code is, in words.
-        quality: of z under ``site``, and of x itself under "x"; empty without labels.
-        units: which features are in use, by site; empty where the program is no VAE.
+        form: the form of the code, in words.
+        quality: the `Quality` of z under ``site``, and that of x itself under "x"; empty without labels.
+        units: the features in use, by site; empty if the program is not a VAE.
     """
 
     site: str
@@ -575,14 +580,14 @@ def represent(
     seed: int = 0,
     progress: bool = False,
 ) -> Representation:
-    """The code of each datum, which features are in use, and what the code says about the labels, if there are any.
+    """Encode data, find the features of the code that are in use, and evaluate the code by the labels, if any.
 
     Args:
-        program: one with `codes`.
-        data: to encode, and to measure on.
-        train: labeled data to fit the probe and the neighbors on, where ``data`` have labels.
-        site: which of `codes`; default the nearest to x.
-        seed: of draws and clusters.
+        program: a program with `codes`.
+        data: the data to encode, and to evaluate on.
+        train: labeled data for the probe and the neighbors, if ``data`` have labels.
+        site: a name in `codes`; default the nearest to x.
+        seed: seed of draws and clusters.
         progress: whether to show bars.
 
     Raises:
@@ -600,7 +605,7 @@ def represent(
     if points.y is not None and train is not None:
         train = as_data(program, train, "train")
         if train.y is None:
-            raise ValueError(f"train ({train.name}) has no labels, but data have: pass labeled data to learn from")
+            raise ValueError(f"train ({train.name}) has no labels, but data has: pass labeled training data")
         for name, (seen, unseen) in {site: (coded(train), z), "x": (train.x, points.x)}.items():
             quality[name] = assess(seen, train.y, unseen, points.y, seed=seed)
     used = units(program, points[:512], seed=seed) if isinstance(core_of(program), VAE) and len(z) > 1 else {}

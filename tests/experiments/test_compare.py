@@ -42,7 +42,7 @@ def test_differences_are_paired(folders):
     assert [evidence.kind for evidence in found.evidences.values()] == ["exact", "iwae-3"]
     assert numbers["difference_kind"] == "at least"
     assert "more than pixels, paired datum by datum; > at least" in str(found)
-    assert "a bound may be short of log p(x) by its gap" in str(found)
+    assert "a bound may be below log p(x) by its gap" in str(found)
     assert f"  > {difference:+.3f} +- {error:.3f}  " in str(found)
     assert f", a mass; runs in {folders['vae'].parent}\n" in str(found)
 

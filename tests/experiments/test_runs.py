@@ -144,7 +144,7 @@ def test_where_no_run_is_the_remedy_can_be_followed(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for name, remedy in (("nowhere", "train one with"), ("empty", "train one with"), ("thesis", "choose the folder")):
         assert cli.main(["evaluate", str(tmp_path / name)]) == 1
-        assert f"holds no run, it has no run.json: {remedy}" in capsys.readouterr().err
+        assert f"holds no run, because it has no run.json: {remedy}" in capsys.readouterr().err
     train(tmp_path / "empty")
     with pytest.raises(FileExistsError, match="is not empty"):
         train(tmp_path / "thesis")
@@ -272,8 +272,11 @@ def test_what_resume_cannot_do_is_one_line(tmp_path, capsys, signaled, run):
     capsys.readouterr()
     for command, message in (
         (["train", "--resume", str(tmp_path / "nowhere")], "holds no training to resume"),
-        (["train", "--resume", str(tmp_path / "run"), "--lr", "0.1"], "takes the options of that run: leave out lr"),
-        ([*COMMAND, str(tmp_path / "run"), "--resume", "--lr", "0.1"], "of another training (lr was 0.001 and is now"),
+        (["train", "--resume", str(tmp_path / "run"), "--lr", "0.1"], "uses the options of that run: leave out lr"),
+        (
+            [*COMMAND, str(tmp_path / "run"), "--resume", "--lr", "0.1"],
+            "belongs to another training (lr was 0.001 and is now",
+        ),
         ([*COMMAND, str(run), "--resume"], "holds a run with other options"),
     ):
         assert cli.main(command) == 1

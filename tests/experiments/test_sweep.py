@@ -154,13 +154,13 @@ def test_the_time_that_is_left_is_the_product_of_what_each_choice_multiplies_it_
     """One that takes 15 times as long as the first is no longer counted as taking as long."""
     prior, encoder = {"normal": 1.0, "flow": 2.0, "vamp": 7.0}, {"meanfield": 3.0, "iaf": 45.0}
     times = cells_of({(p, e): prior[p] * encoder[e] for p in prior for e in encoder})
-    order = sweep._telling_first([*times])
+    order = sweep._new_choices_first([*times])
     assert sorted(order, key=str) == sorted(times, key=str)
     assert {choice for cell in order[:4] for choice in cell.choices} == {c for cell in times for c in cell.choices}
     taken = {cell: times[cell] for cell in order[:4]}
     assert sweep.predicted(taken, order[4:]) == pytest.approx(sum(times[cell] for cell in order[4:]))
-    assert sweep._if_alike(taken, order[4:]) == ""
-    assert sweep._if_alike(order[:2], order[2:]) == ", if flow, vamp take as long"
+    assert sweep._assumption(taken, order[4:]) == ""
+    assert sweep._assumption(order[:2], order[2:]) == ", if flow, vamp take as long"
 
 
 def test_a_sweep_without_standardization(tmp_path):
@@ -176,7 +176,7 @@ def test_a_damaged_evaluation_is_named_with_what_to_do(tmp_path, capsys, spoilt)
     path = tmp_path / "s" / "cells" / "normal-elbo-seed0" / "evaluation.json"
     whole = path.read_bytes()
     path.write_bytes(spoilt.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"evaluation.json is damaged \(.*\): remove it, and give the same command"):
+    with pytest.raises(ValueError, match=r"evaluation.json is damaged \(.*\): remove it, and run the same command"):
         sweep.sweep(tmp_path / "s", FAST, **options, progress=False)
     path.unlink()
     sweep.sweep(tmp_path / "s", FAST, **options, progress=False)
@@ -192,7 +192,10 @@ def test_cells_of_two_axes_in_one_folder_are_not_taken_for_each_other(tmp_path):
             for axis in ("lr", "weight_decay")]  # fmt: skip
     assert all(row.cells[0]["choices"] == row.choices for row in rows)
     sweep.sweep(tmp_path / "s", few, prior=["normal"], progress=False)
-    with pytest.raises(ValueError, match=r"normal-seed0 is of prior normal, and this sweep has encoder normal by"):
+    with pytest.raises(
+        ValueError,
+        match=r"normal-seed0 holds a cell with prior normal, but in this sweep that name means encoder normal",
+    ):
         sweep._is_finished(tmp_path / "s", sweep.Cell((("encoder", "normal"),), 0))
 
 

@@ -400,7 +400,7 @@ def test_its_report_stands_alone(quick):
 def test_it_prints_a_table_and_where_to_look(quick):
     out, printed, metrics = quick
     lines = printed.rstrip().splitlines()
-    assert lines[-1].endswith(f"look at {out / 'report.html'}")
+    assert lines[-1].endswith(f"open {out / 'report.html'}")
     for program in metrics["programs"]:
         assert any(line.startswith(program["title"]) for line in lines)
 

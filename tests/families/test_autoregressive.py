@@ -293,7 +293,7 @@ def test_the_chain_cannot_be_conditioned_as_a_whole():
 def test_a_feature_of_a_given_x_has_its_value():
     """Its score would be that of another x than the features after it see."""
     program = dgm.Autoregressive(PROGRAMS["bits"]()).unroll()
-    with pytest.raises(ValueError, match="'x_2' is conditioned on other values than the 'x' that is given"):
+    with pytest.raises(ValueError, match="'x_2' is conditioned on other values than it has in the 'x' passed"):
         poutine.condition(program.model, data={"x_2": torch.zeros(3)})(torch.ones(3, 5))
     poutine.condition(program.model, data={"x_2": torch.ones(3)})(torch.ones(3, 5))
 

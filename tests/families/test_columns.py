@@ -151,8 +151,8 @@ def test_a_kind_that_there_is_not(kinds, message):
     ("name", "options", "message"),
     [
         ("nsf", {}, "for the models pixels, made, any-order, vae, not for 'nsf'"),
-        ("vae", {"likelihood": "beta"}, "columns are the likelihood"),
-        ("made", {"columns": {"a": "real"}}, "columns has 1 kinds, but data are"),
+        ("vae", {"likelihood": "beta"}, "columns is a likelihood too"),
+        ("made", {"columns": {"a": "real"}}, "columns has 1 kinds, but data is"),
     ],
 )
 def test_what_columns_do_not_go_with(name, options, message):

@@ -423,10 +423,10 @@ def test_training_by_a_weighted_error_is_judged_by_the_bound():
     ("make", "message"),
     [
         (lambda: small(levels=5, predict="levels"), "predicts levels: build it with predict='v' or 'edm'"),
-        (lambda: small().unroll(), "error of a denoiser of x, which UnrolledDiffusion does not state.*'elbo'"),
+        (lambda: small().unroll(), "error of a denoiser of x, but UnrolledDiffusion has none.*'elbo'"),
         (
             lambda: dgm.VAE(small(), dgm.Normal(2, MLP((2,), 4)), dgm.Normal(2, MLP((2,), 4))),
-            "which VAE does not state: use it for a Diffusion",
+            "but VAE has none: use it for a Diffusion",
         ),
     ],
 )
@@ -1061,7 +1061,7 @@ def test_a_network_of_another_shape_is_refused_with_both_shapes():
             {"guidance": math.nan, "given": torch.zeros(1).long()},
             "guidance must be a finite number",
         ),
-        ({"num_classes": 3}, {"given": torch.tensor([3])}, "labels from 3 to 3, but the program knows 3 classes"),
+        ({"num_classes": 3}, {"given": torch.tensor([3])}, "labels from 3 to 3, but the program has 3 classes"),
         ({"num_classes": 3}, {}, "conditional: pass given, one integer label"),
         ({}, {"given": torch.zeros(1).long()}, "not conditional"),
         ({}, {"num_samples": 0}, "num_samples must be a positive integer"),

@@ -694,7 +694,11 @@ BAD = {
     "no-transform": (lambda: dgm.Flow(2, [nn.Linear(2, 2)]), TypeError, r"transforms\[0\] must be a bijection.*Linear"),
     "features": (lambda: dgm.Flow(3, [coupling()]), ValueError, r"transforms\[0\], Coupling, has 2 features.*\(3,\)"),
     "base-shape": (lambda: dgm.Flow(2, [Sigmoid()], dgm.Normal(3)), ValueError, r"event_shape \(3,\) to \(3,\)"),
-    "base-mass": (lambda: dgm.Flow(2, [Sigmoid()], dgm.Bernoulli(2)), ValueError, "density on reals, got Bernoulli"),
+    "base-mass": (
+        lambda: dgm.Flow(2, [Sigmoid()], dgm.Bernoulli(2)),
+        ValueError,
+        "density on reals, .*, got Bernoulli",
+    ),
     "base-type": (
         lambda: dgm.Flow(2, [Sigmoid()], nn.Linear(2, 2)),
         TypeError,
@@ -728,7 +732,7 @@ BAD = {
     "given-differs": (
         lambda: dgm.Flow(2, [coupling(given_shape=(5,))], dgm.Normal(2, MLP((3,), 4, (8,)))),
         ValueError,
-        r"several shapes, \[\(3,\), \(5,\)\]",
+        r"different shapes, \[\(3,\), \(5,\)\]",
     ),
     "given-missing": (lambda: GIVEN().sample(2), ValueError, r"is conditional: pass given, of shape \(B, \*\(3,\)\)"),
     "given-too-much": (lambda: GOOD().sample(2, torch.zeros(2, 3)), ValueError, "not conditional: leave it out"),
@@ -741,7 +745,11 @@ BAD = {
     "layers": (lambda: realnvp(2, layers=0), ValueError, "layers must be a positive integer, got 0"),
     "one-feature": (lambda: realnvp(1), ValueError, "at least two features: use maf"),
     "bins": (lambda: nsf(2, bins=1), ValueError, "bins must be an int from 2"),
-    "initialize-one": (lambda: dgm.Flow(2, [ActNorm(2)]).initialize(torch.zeros(1, 2)), ValueError, "x is one datum"),
+    "initialize-one": (
+        lambda: dgm.Flow(2, [ActNorm(2)]).initialize(torch.zeros(1, 2)),
+        ValueError,
+        "x has a single datum",
+    ),
     "initialize-shape": (lambda: GOOD().initialize(torch.zeros(2, 3)), ValueError, r"x has shape \(2, 3\)"),
 }
 

@@ -446,7 +446,7 @@ def test_plain_svi_trains_both_factors():
         (
             lambda: Labeled(dgm.Categorical((), 4), dgm.Normal(1, nn.Embedding(3, 2))),
             ValueError,
-            "program knows 3 classes, but the prior has 4",
+            "program has 3 classes, but the prior has 4",
         ),
         (
             lambda: Labeled(dgm.Categorical((), 3), dgm.Normal(1, nn.Linear(2, 2), given_shape=(2,))),
@@ -597,7 +597,7 @@ def test_discriminative_refuses_what_is_none():
     with pytest.raises(TypeError, match="classifier must be a Categorical of event_shape"):
         dgm.Discriminative(dgm.Categorical(2, 3, nn.Linear(2, 6)))
     program = dgm.Discriminative(classifier())
-    with pytest.raises(ValueError, match="models labels, but the data have no y"):
+    with pytest.raises(ValueError, match="models labels, but the data have none"):
         dgm.evaluate(program, dgm.Data(torch.zeros(3, 2)))
     with pytest.raises(TypeError, match=r"Data\(x, y\) with labels"):
         dgm.evaluate(program, torch.zeros(3, 2))

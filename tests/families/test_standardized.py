@@ -182,7 +182,7 @@ def test_classifiers_read_their_x_standardized():
         (lambda: dgm.Standardized(dgm.Normal(2), 0.0, [1.0, 0.0]), "scale must be positive, got 0"),
         (lambda: dgm.Standardized(dgm.Normal(2), 0.0), "shift and scale go together"),
         (lambda: dgm.Standardized(dgm.Normal(2)), "nothing is standardized"),
-        (lambda: dgm.Standardized(dgm.Normal(2), given_shift=0.0, given_scale=1.0), "of one given of reals"),
+        (lambda: dgm.Standardized(dgm.Normal(2), given_shift=0.0, given_scale=1.0), "need a single real given"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, message):
@@ -191,5 +191,5 @@ def test_what_does_not_fit_is_refused(make, message):
 
 
 def test_a_mass_has_no_units():
-    with pytest.raises(TypeError, match="is a mass: integers have no other units"):
+    with pytest.raises(TypeError, match="is a mass, and integers have no other units"):
         dgm.Standardized(dgm.Bernoulli(2), 0.0, 1.0)

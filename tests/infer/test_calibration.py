@@ -164,7 +164,7 @@ def test_check_names_what_no_data_determine():
     [
         ({}, "method must be a guide that dgm.guides.auto knows"),
         ({"method": "gaussian"}, "q must be one of"),
-        ({"method": AutoNormal(conjugate)}, "pass its name or its class"),
+        ({"method": AutoNormal(conjugate)}, "pass the guide's name or its class"),
         ({"method": lambda posterior: torch.zeros(3)}, r"returned \(3,\): it must return a fitted guide, or draws"),
         ({"method": "nuts", "given": Y}, "leave it out"),
     ],
@@ -234,7 +234,7 @@ def test_parameters_that_no_step_would_move_are_named():
     def guide(y):
         pyro.sample("mu", dist.Normal(pyro.param("loc", torch.zeros(2)), 1.0).to_event(1))
 
-    with pytest.raises(TypeError, match="guide is a function with the parameters loc: make it a PyroModule"):
+    with pytest.raises(TypeError, match="a function with the parameters loc in the param store: make it a PyroModule"):
         dgm.infer.gaps(dgm.Posterior(pair, Y), guide=guide)
 
 

@@ -115,7 +115,7 @@ def test_leaving_one_out_is_that_of_the_formula():
     assert error.max() < 0.05
     assert ((found.values - truth).abs() < 4.5 * error).all()
     assert (found.k_hats < 0.7).all()
-    assert "all can be trusted" in str(found)
+    assert "all estimates are reliable" in str(found)
     assert found.minus(found) == (0, 0)
 
 
@@ -177,7 +177,7 @@ def test_what_cannot_be_predicted(weighted):
     with pytest.raises(TypeError, match="samples must be 'prior', or draws of the posterior"):
         dgm.infer.predictive_check(weighted.posterior, "posterior")
     program = dgm.VAE(dgm.Normal(1), dgm.Normal(2, torch.nn.Linear(1, 4)), dgm.Normal(1, torch.nn.Linear(2, 2)))
-    with pytest.raises(ValueError, match="latents of a Program"):
+    with pytest.raises(ValueError, match="draws of a Program"):
         dgm.infer.psis(program, torch.zeros(3, 2), num_particles=25).to_arviz()
 
 

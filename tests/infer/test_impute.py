@@ -193,7 +193,9 @@ def test_pixelvae_of_a_prefix():
     draws = impute(program, x, mask, 3000, num_particles=9000, num_temperatures=10, num_leapfrog=5)
     _, expected = by_enumeration(lambda every: quadrature(program, every.double()), x[0], mask, 2)
     assert agree(frequencies(draws[:, 0], mask, 2), expected, 3000)
-    with pytest.raises(ValueError, match=r"autoregressive, and a feature is observed after a missing one.*prefix"):
+    with pytest.raises(
+        ValueError, match=r"autoregressive, and in its order a missing feature comes before an observed one.*prefix"
+    ):
         impute(program, x, torch.tensor([False, True, False]))
 
 
@@ -330,7 +332,7 @@ def _twice(given):
     [
         (torch.ones(2), TypeError, r"mask must be a tensor of bool.*torch.float32.*mask.bool\(\)"),
         ([True, False], TypeError, "mask must be a tensor of bool.*list"),
-        (torch.ones(3, dtype=torch.bool), ValueError, r"mask has shape \(3,\), but x \(4, 2\): pass \(2,\)"),
+        (torch.ones(3, dtype=torch.bool), ValueError, r"mask has shape \(3,\), but x has \(4, 2\): pass \(2,\)"),
     ],
 )
 def test_masks_that_do_not_fit(mask, error, message):
@@ -344,7 +346,7 @@ def test_programs_that_cannot():
         impute(cells, torch.zeros(3, 2).byte(), torch.tensor([True, False]))
     labels = CASES["discriminative"].build()
     rows = dgm.OneHot(dgm.Categorical(2, 3))
-    with pytest.raises(ValueError, match=r"impute the codes, integers, with program\.program"):
+    with pytest.raises(ValueError, match=r"impute the integer codes with program\.program"):
         impute(rows, rows.sample(4), torch.ones(2, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="no x to impute"):
         impute(labels, torch.zeros(3), torch.ones(3).bool())

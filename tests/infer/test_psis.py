@@ -209,9 +209,9 @@ def test_guides_that_cannot_be_weighed():
     posterior = dgm.Posterior(conjugate, Y)
     with pytest.raises(TypeError, match="pass guide="):
         psis(posterior)
-    with pytest.raises(ValueError, match="is a point, which has no density"):
+    with pytest.raises(ValueError, match=r"guide is a point \(.*\), which has no density"):
         psis(posterior, guide=fitted(AutoDelta(conjugate), conjugate, Y, gradient_steps=1))
-    with pytest.raises(ValueError, match="vectors of 2: fit it to the same model"):
+    with pytest.raises(ValueError, match=r"has shape \(2,\): fit .* to the same model"):
         psis(posterior, guide=dist.Normal(torch.zeros(3), 1.0).to_event(1))
     with pytest.raises(TypeError, match="has a guide of its own"):
         psis(CASES["vae"].build(), torch.zeros(2, 2), guide=exact_q())

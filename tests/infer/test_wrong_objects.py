@@ -60,7 +60,7 @@ WRONG = {
     "a class of guides": (AutoNormal, r"guides=\[AutoNormal\]", "the class AutoNormal"),
     "a class of programs": (dgm.VAE, "got the class VAE: make an object of it$", "the class VAE"),
     "a class of distributions": (dist.Normal, "got the class Normal", "the class Normal"),
-    "a guide": (AutoNormal(model), "it is a guide; wrap the model", "pass the model that it was made of"),
+    "a guide": (AutoNormal(model), "it is a guide; wrap the model", "pass its model"),
     "a pair": ((model, AutoNormal(model)), "wrap the model of the pair", ALONE),
     "a distribution": (FLAT, r"a program such as dgm\.Normal\(shape\)", "state it in a model"),
     "a distribution of torch": (torch.distributions.Normal(0.0, 1.0), "dgm.Conditional", "state it in a model"),
@@ -129,8 +129,8 @@ def test_a_wrong_object_is_answered_with_what_to_pass(name):
 
 def test_arguments_that_do_not_fit_the_model_are_told():
     message = (
-        r"args do not fit the model, which takes \(y\): missing a required argument: 'y'; pass them after the model "
-        r"\(--data\)"
+        r"args do not fit the model, which takes \(y\): missing a required argument: 'y'; pass the model's arguments "
+        r"after the model \(--data\)"
     )
     for call in (dgm.Posterior, infer.compare):
         for each in (model, Regression(), Callable().model):

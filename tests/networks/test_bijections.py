@@ -503,7 +503,7 @@ def test_actnorm_survives_a_constant_feature():
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.zeros(1, D), "x is one datum, which has no scale"),
+        (torch.zeros(1, D), "x has a single datum, which has no scale"),
         (torch.zeros(3, D + 1), r"x has shape \(3, 5\)"),
         (torch.full((3, D), math.nan), "x holds NaN"),
     ],

@@ -546,7 +546,7 @@ def anew(number):
         (
             lambda x: latent_mean(x) or named_by_draws(x),
             shifted,
-            "'x_.*' is the name of a statement that depends",
+            "'x_.*' is stated in this run alone",
         ),
         (anew(random.random), shifted, "drawn from Python's random"),
         (anew(np.random.rand), shifted, "drawn from numpy.random"),
@@ -657,7 +657,7 @@ def test_a_pair_takes_keywords_and_structures_and_compiles_anew_for_other_number
         torch.manual_seed(0)
         theirs = Trace_ELBO().differentiable_loss(model, guide, x, {"x": [scale]}, shift=shift)
         torch.testing.assert_close(ours, theirs)
-    with pytest.raises(TypeError, match="holds a SimpleNamespace, whose changes no graph sees"):
+    with pytest.raises(TypeError, match="holds a SimpleNamespace, whose changes a graph would miss"):
         loss(x, SimpleNamespace(x=[1.0]))
 
 
@@ -704,7 +704,7 @@ class Stranger:
 
 @pytest.mark.parametrize("objective", [dgm.DReG(2), dgm.SemiSupervised(), Stranger()], ids=lambda o: type(o).__name__)
 def test_objectives_that_no_graph_holds_are_refused(objective):
-    with pytest.raises(ValueError, match=f"{type(objective).__name__} cannot be compiled, as it"):
+    with pytest.raises(ValueError, match=f"{type(objective).__name__} cannot be compiled, because it"):
         dgm.compile(vae(dgm.Normal(2)), objective)
 
 

@@ -566,7 +566,7 @@ def test_other_commands_are_refused_under_torchrun(command, monkeypatch, capsys)
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setenv("RANK", "0")
     assert cli.main([command]) == 1
-    assert "torchrun is for dgm train alone" in capsys.readouterr().err
+    assert "torchrun works with dgm train alone" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "1")
     assert cli.main([command]) == 1
     assert capsys.readouterr().err == ""

@@ -741,7 +741,7 @@ X = torch.zeros(10, 2)
         ({"ema": 0}, ValueError, "ema must be a decay between 0 and 1"),
         ({"validation": 1.0}, ValueError, "validation must be a fraction between 0 and 1"),
         ({"validation": 0.0}, ValueError, "validation must be a fraction between 0 and 1"),
-        ({"validation": 0.01}, ValueError, "leaves one side empty"),
+        ({"validation": 0.01}, ValueError, "leaves one part empty"),
         ({"validation": "all"}, TypeError, "validation must be a dgm.data.Data or a torch.Tensor, got str"),
         (
             {"validation": torch.zeros(5, 3)},

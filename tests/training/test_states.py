@@ -169,7 +169,7 @@ def test_other_data_of_the_same_size_are_refused(tmp_path):
     with pytest.raises(Killed):
         fit(tmp_path, 0, augment=At(3, killed))
     for other in (X.flip(0), X + torch.eye(40, 3) * 1e-3):
-        with pytest.raises(ValueError, match=r"of another training .*the digest of the data was"):
+        with pytest.raises(ValueError, match=r"belongs to another training .*the digest of the data was"):
             dgm.fit(program(), other, resume=tmp_path, epochs=5, batch_size=8, validation=0.2, ema=0.9, progress=False)
 
 
@@ -188,7 +188,7 @@ def test_a_state_runs_no_code_and_a_damaged_one_is_one_line(tmp_path):
     spoilt = [b"", content[:-1], content[:-1] + b"?", b"\x00" * len(content), content[: size // 2]]
     for each in spoilt:
         path.write_bytes(each)
-        with pytest.raises(CheckpointError, match=r"is damaged .*: start the training anew"):
+        with pytest.raises(CheckpointError, match=r"is damaged .*: start the training again"):
             fit(tmp_path)
     path.write_bytes(content)
     for each in (
@@ -199,7 +199,7 @@ def test_a_state_runs_no_code_and_a_damaged_one_is_one_line(tmp_path):
         header.replace('"sha256": "', '"a": "'),
     ):
         (tmp_path / "state.json").write_text(each)
-        with pytest.raises(CheckpointError, match=r"state.json is damaged .*: start the training anew"):
+        with pytest.raises(CheckpointError, match=r"state.json is damaged .*: start the training again"):
             fit(tmp_path)
     (tmp_path / "state.json").write_text(header)
     fit(tmp_path)

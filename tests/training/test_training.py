@@ -347,7 +347,7 @@ def test_a_state_is_of_the_end_of_a_step():
         with pytest.raises(KeyboardInterrupt):
             broken.advance()
         for act in (broken.state_dict, broken.advance, ended.state_dict, ended.advance):
-            with pytest.raises(RuntimeError, match="not those of the end of a step"):
+            with pytest.raises(RuntimeError, match="the training is not between two steps"):
                 act()
 
 
@@ -391,7 +391,7 @@ def test_a_state_without_a_part_is_refused_and_nothing_changes(part):
 def test_weights_that_do_not_fit_are_refused_and_nothing_changes(part, change, message):
     training, state = RECIPES["annealed"](1), finished(RECIPES["annealed"](0), 3)
     before = copy.deepcopy(training.state_dict())
-    with pytest.raises(ValueError, match=f"of another program .in '{part}', .*{message}"):
+    with pytest.raises(ValueError, match=f"state belongs to another program .in '{part}', .*{message}"):
         training.load_state_dict(state | {part: change(state[part])})
     assert differences(before, training.state_dict()) == []
 

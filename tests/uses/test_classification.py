@@ -214,7 +214,7 @@ def test_attacks_stay_in_their_ball_and_on_the_levels(name):
     ("attempt", "error", "words"),
     [
         (lambda: accuracy(P, Y[:2]), ValueError, "y has shape"),
-        (lambda: nll(P, Y + 1), ValueError, "labels from 1 to 2, but there are 2"),
+        (lambda: nll(P, Y + 1), ValueError, "labels from 1 to 2, but probabilities has 2 classes"),
         (lambda: risk_coverage(Y == 1, P), ValueError, "pass \\(N,\\) of each"),
         (lambda: risk_coverage(Y == 1, Y * math.nan), ValueError, "NaN"),
         (lambda: corruptions.shift(torch.zeros(1, 1, 4, 4), 4), ValueError, "only 4 x 4 pixels"),
@@ -223,7 +223,7 @@ def test_attacks_stay_in_their_ball_and_on_the_levels(name):
         (lambda: corruptions.fgsm(lambda x: x, P, Y, 0.5, 17), ValueError, "epsilon is 0.5"),
         (lambda: corruptions.fgsm(lambda x: x.round().detach(), P, Y, 0.5), ValueError, "no gradient in x"),
         (lambda: Bayesian(nn.Linear(2, 2), dgm.Data(P)), ValueError, "without labels"),
-        (lambda: Bayesian(nn.Linear(2, 2), dgm.Data(P, Y)).draws(P), ValueError, "call its fit first"),
+        (lambda: Bayesian(nn.Linear(2, 2), dgm.Data(P, Y)).draws(P), ValueError, "call its fit\\(\\) first"),
         (lambda: Bayesian(nn.Linear(2, 2), dgm.Data(P, Y), "iaf"), ValueError, "guide must be one of map, normal"),
     ],
 )

@@ -139,5 +139,7 @@ def test_hidden_features_are_what_the_last_layer_reads():
 
 
 def test_too_few():
-    with pytest.raises(ValueError, match="9 real data and 30 samples, but 5 neighbors and 10 blocks need 20 of each"):
+    with pytest.raises(
+        ValueError, match="9 real data and 30 samples, but 5 neighbors and 10 blocks need at least 20 of each"
+    ):
         sample_quality(torch.randn(9, 2), torch.randn(30, 2))

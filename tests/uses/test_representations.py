@@ -455,7 +455,7 @@ def test_a_labeled_vae_is_encoded_given_its_classes():
         (lambda p: decode(p, torch.zeros(3, 5)), r"z has shape \(3, 5\), but the shape of the code 'z' is \(2,\)"),
         (lambda p: line(torch.zeros(1, 2), torch.zeros(1, 2), 1), "num_points must be an int of at least 2, got 1"),
         (lambda p: arc(torch.zeros(1, 2), torch.zeros(1, 3)), "of one shape"),
-        (lambda p: line(torch.zeros(1, 2).long(), torch.zeros(1, 2).long()), "codes of reals"),
+        (lambda p: line(torch.zeros(1, 2).long(), torch.zeros(1, 2).long()), "real codes of one shape"),
         (
             lambda p: interpolate(p, torch.zeros(1, 2), torch.zeros(1, 2), curve="straight"),
             "curve must be one of linear",

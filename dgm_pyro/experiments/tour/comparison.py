@@ -1,4 +1,4 @@
-"""A generative and a discriminative classifier, compared while noise grows."""
+"""A generative and a discriminative classifier, compared under increasing noise."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from dgm_pyro.uses.classification import beliefs, share
 from dgm_pyro.uses.corruptions import add_noise, shuffle_pixels
 
 SHUFFLED, NOISY = "shuffled pixels", "additive noise"
-"""Two kinds of anomalies."""
+"""The two kinds of anomalies."""
 
 ANOMALY_NOISE = 0.5
 """Standard deviation of the noise of the anomalies, in gray levels: rounded, it moves a third of the gray pixels by
 one, and half as many of those that are black or white, which are clipped: some 23 % of a digit."""
 
 NOISE = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Standard deviations of the noise that the classifiers are shown, in gray levels."""
+"""Standard deviations of the noise for the classifiers, in gray levels."""
 
 FALSE_ALARMS = 0.05
-"""Share of the clean test digits that the alarm on p(x) may ring for."""
+"""Share of the clean test digits for which the alarm on p(x) is raised."""
 
 
 @dataclass
 class ClassifierComparison:
-    """The generative and the discriminative classifier as noise grows: a value for each of `NOISE`.
+    """The generative and the discriminative classifier under noise, with a value for each of `NOISE`.
 
     Attributes:
         accuracy, confidence: by classifier; confidence is the mean of the highest p(y | x).
-        log_p: mean log p(x) under the generative one, in nats.
-        alarm: share of the digits whose log p(x) is below that of all but `FALSE_ALARMS` of the clean ones.
-        shuffled: by classifier, its confidence where there is no digit, but shuffled pixels.
-        probabilities: by classifier, p(y | x) at all levels of noise, ``(N, classes)``.
+        log_p: mean log p(x) under the generative classifier, in nats.
+        alarm: share of the digits whose log p(x) is below the `FALSE_ALARMS` quantile of the clean ones.
+        shuffled: confidence on shuffled pixels, by classifier.
+        probabilities: p(y | x) at all levels of noise, ``(N, classes)``, by classifier.
         y: the true labels of these, ``(N,)``.
     """
 
@@ -62,7 +62,7 @@ class ClassifierComparison:
 
 
 def compare_classifiers(classifiers: dict[str, Program], test: Data, seed: int = 0) -> ClassifierComparison:
-    """Accuracy, confidence and log p(x) of each classifier on test digits with growing noise."""
+    """Accuracy, confidence and log p(x) of each classifier on test digits with increasing noise."""
     assert test.y is not None
     assert test.levels is not None
     comparison = ClassifierComparison(y=test.y.repeat(len(NOISE)))

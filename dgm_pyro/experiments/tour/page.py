@@ -1,4 +1,4 @@
-"""The page of a tour: its table and pictures. What they mean in plain language is in templates/tour.j2."""
+"""The page of a tour: its table and pictures. Their explanations are in templates/tour.j2."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
     from dgm_pyro.experiments.tour.results import StopResult, Tour
 
-# With a title, a formula and paragraphs in the template; the references have none.
+# Families with a title, a formula and paragraphs in the template; references have none.
 FAMILIES = ("autoregressive", "flow", "vae", "diffusion", "labeled")
 
 
 def paragraphs(name: str, *values: Any) -> list[Markup]:
-    """The paragraphs of a text of the template, filled with ``values``."""
+    """The paragraphs of the template's text ``name``, filled with ``values``."""
     text: str = getattr(report.environment().get_template("tour.j2").module, name)(*values)
     return [Markup(" ".join(part.split())) for part in text.split("\n\n") if part.strip()]
 
 
 def words(name: str, *values: Any) -> Markup:
-    """A text of one paragraph, or none."""
+    """The template's text ``name`` of at most one paragraph, filled with ``values``."""
     return Markup("").join(paragraphs(name, *values))
 
 
@@ -118,7 +118,7 @@ def _results_table(tour: Tour) -> report.PageTable:
 
 
 def _best_values(models: list[dict[str, float]]) -> dict[str, float | None]:
-    """The best value of each column; None where most share it."""
+    """The best value of each column; None if most rows have it."""
     best: dict[str, float | None] = {}
     for name, (_, choose) in DIGITS.items():
         values = [each[name] for each in models if name in each]
@@ -128,7 +128,7 @@ def _best_values(models: list[dict[str, float]]) -> dict[str, float | None]:
 
 
 def _rounded_values(result: StopResult) -> dict[str, float]:
-    """The measured values by column, as they are shown."""
+    """The measured values by column, rounded as they are shown."""
     values = {
         "bits/dim": None if result.evidence is None else result.evidence.bits_per_dim,
         "AUROC shuffled": result.aurocs.get(SHUFFLED),
@@ -220,7 +220,7 @@ def _families(tour: Tour) -> Iterator[report.Section]:
 
 
 def _priors(tour: Tour) -> list[Markup]:
-    """Whether the swapped prior paid, by the paired difference on the same digits."""
+    """Whether the other prior is better, by the paired difference on the same digits."""
     normal, flow = (tour.result(name) for name in ("vae", "vae-flow"))
     if normal is None or flow is None or normal.evidence is None or flow.evidence is None:
         return []

@@ -34,7 +34,7 @@ from dgm_pyro.uses.classification import beliefs, share
 from dgm_pyro.uses.corruptions import add_noise, shuffle_pixels
 from dgm_pyro.uses.representations import decode, encode, latents, probe
 
-# How many images are shown in a row.
+# Number of images in a row.
 NUM_SHOWN = 10
 
 
@@ -92,7 +92,7 @@ class StopResult:
 
 @dataclass
 class Tour:
-    """The state of a tour: what it was given, and the results so far. `run` makes one."""
+    """The state of a tour: its options, and the results so far. `run` makes one."""
 
     out: Path
     quick: bool
@@ -117,7 +117,7 @@ class Tour:
         }
 
     def visit(self, stop: Stop) -> StopResult:
-        """Train a program, and measure everything that it supports."""
+        """Train a program, and measure all that it supports."""
         program, history = self._load_stop(stop) or self._train_stop(stop)
         result = StopResult(stop, program, history)
 
@@ -142,7 +142,7 @@ class Tour:
         return result
 
     def _load_stop(self, stop: Stop) -> tuple[Program, History] | None:
-        """What an interrupted tour has trained; None where there is nothing, or it is damaged."""
+        """The program that an interrupted tour has trained; None if there is none, or if it is damaged."""
         try:
             program, record = runs.read(self._stop_folder(stop), self.device)
             return program, History.from_dict(record.history)
@@ -176,7 +176,7 @@ class Tour:
         return Data(x, levels=self.test.levels, name=self.test.name)
 
     def _sample_classes(self, program: Program) -> Tensor:
-        """Four rows, of all classes in order where the program knows classes."""
+        """Four rows of samples, of all classes in order if the program is conditional on classes."""
         classes = torch.arange(self.num_classes, device=self.device).repeat(4)
         with seeded(self.seed, self.device), evaluating(program):
             return program.sample(len(classes), classes if isinstance(program, Labeled) else None).cpu()
@@ -196,7 +196,7 @@ class Tour:
 
     @property
     def size(self) -> str:
-        """Height and width of the images, as texts name them."""
+        """Height and width of the images, as text."""
         return " x ".join(str(side) for side in self.test.event_shape[1:])
 
     @property
@@ -237,14 +237,14 @@ class Tour:
 
 
 def command(tour: Tour) -> str:
-    """The command that takes the tour."""
+    """The command of the tour."""
     parts = [tour.plan.command] + ["--quick"] * tour.quick + [f"--seed {tour.seed}"] * (tour.seed > 0)
     return " ".join(parts + [f"--out {tour.out}"] * (str(tour.out) != "tour"))
 
 
 @contextlib.contextmanager
 def at_all_times(program: Program) -> Iterator[None]:
-    """Sum a diffusion's bound over all its times: the few of a training step would blur the score of each digit."""
+    """Sum a diffusion's bound over all times: the few times of a training step would add noise to each score."""
     if not isinstance(program, Diffusion):
         yield
         return

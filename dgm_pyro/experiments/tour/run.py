@@ -1,8 +1,8 @@
 """The tour: train every family on images of digits, measure each on the uses of generative models, and write a report.
 
-The measurements of each program: samples; the density of unseen digits, in bits per dimension; anomalies, found by a
-low p(x); a representation, probed by a linear classifier; and for p(x, y) how reliable its predictions are as noise
-grows, compared with a discriminative p(y | x).
+The measurements of each program: samples; the density of unseen digits, in bits per dimension; anomalies, detected by a
+low p(x); a representation, evaluated by a linear probe; and for p(x, y) the reliability of its predictions under
+increasing noise, compared with a discriminative p(y | x).
 """
 
 from __future__ import annotations
@@ -36,22 +36,23 @@ def run(
     stops: Sequence[Stop] | None = None,
     resume: bool = False,
 ) -> list[str]:
-    """Take the tour. Finished results are on disk at any time; interrupted, it still writes a report of that.
+    """Run the tour. Results are stored as they are finished, and an interrupted tour still writes a report of them.
 
     Args:
-        out: the folder to write: ``report.html``, ``metrics.json``, ``pictures/``, ``checkpoints/``.
-        images: take images of 28x28 pixels, `glyphs-digits`, rather than the 8x8 ones of scikit-learn.
-        quick: train for seconds rather than minutes.
-        seed: of everything.
+        out: folder of the results: ``report.html``, ``metrics.json``, ``pictures/``, ``checkpoints/``.
+        images: whether to use images of 28x28 pixels, `glyphs-digits`, instead of the 8x8 ones of scikit-learn.
+        quick: whether to train for seconds instead of minutes.
+        seed: seed of all random numbers.
         device: "auto", or a torch device.
-        stops: the programs to visit; by default, those that suit the images.
-        resume: keep the programs that an interrupted tour in ``out`` has trained, and continue the one it was training.
+        stops: the programs to train; default those that suit the images.
+        resume: whether to keep the programs that an interrupted tour in ``out`` has trained, and to continue the
+            training that was interrupted.
 
     Returns:
         A line for each program whose training failed; the tour continues without it.
 
     Raises:
-        FileExistsError: ``out`` holds something that is no tour.
+        FileExistsError: ``out`` holds something other than a tour.
         ValueError: there is no such device, or the tour to resume had another seed, another length or other images.
     """
     where, folder = find_device(device), Path(out)
@@ -65,7 +66,7 @@ def run(
         _check_is_tour(folder)
         if resume:
             _check_is_same(folder, asked)
-        # The mark of a tour, complete or not: first, so that it is there whenever this is interrupted.
+        # The mark of a tour, complete or not, is written first, so that it exists after any interrupt.
         runs.write_json(folder / "metrics.json", {"complete": False, **asked, "programs": []})
         _clear(folder, () if resume else ("checkpoints",))
         return _visit_all(Tour(folder, quick, seed, where, plan))
@@ -114,11 +115,13 @@ def _check_is_same(out: Path, asked: dict[str, Any]) -> None:
     before = runs.read_json(path, {"data": str, "quick": bool, "seed": int}, "take the tour without --resume")
     changed = changes(before, asked)
     if changed:
-        raise ValueError(f"{out} holds another tour ({'; '.join(changed)}): take it alike, or choose another --out")
+        raise ValueError(
+            f"{out} holds another tour ({'; '.join(changed)}): use the same options, or choose another --out"
+        )
 
 
 def _clear(out: Path, trained: Sequence[str]) -> None:
-    """Remove what an earlier tour reported in ``out``, and the folders of what it ``trained``."""
+    """Remove the report of an earlier tour in ``out``, and the folders of the programs that it ``trained``."""
     (out / "report.html").unlink(missing_ok=True)
     for name in ("pictures", *trained):
         shutil.rmtree(out / name, ignore_errors=True)
@@ -127,7 +130,7 @@ def _clear(out: Path, trained: Sequence[str]) -> None:
 
 
 def _finish(tour: Tour) -> None:
-    """Pictures, report and numbers of what there is; then the table."""
+    """Write pictures, report and numbers of the results so far; then print the table."""
     print("pictures and report", flush=True)
     page = page_of(tour)
     for section in page.sections:
@@ -139,4 +142,4 @@ def _finish(tour: Tour) -> None:
     print(page.table.as_text())
     print()
     state = "" if tour.complete else "NOT COMPLETE: "
-    print(f"{state}{tour.metrics()['seconds']:.0f} s; look at {tour.out / 'report.html'}", flush=True)
+    print(f"{state}{tour.metrics()['seconds']:.0f} s; open {tour.out / 'report.html'}", flush=True)

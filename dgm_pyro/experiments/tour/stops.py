@@ -1,4 +1,4 @@
-"""The programs of the tours, with the settings that validation data chose."""
+"""The programs of the tours, with settings chosen on validation data."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ class Stop:
     """A program of the tour.
 
     Args:
-        name: of its files; title: in tables; family: a key of `FAMILIES`.
-        make: builds it for data.
+        name: stem of its files.
+        title: name in tables.
+        family: a key of `FAMILIES`.
+        make: a function that builds it for data.
         recipe: options of `fit`; None for a program that needs no training.
-        quick_epochs: of the quick tour, in place of the recipe's.
+        quick_epochs: epochs of the quick tour, instead of the recipe's.
         ask: options of `evaluate`.
     """
 
@@ -56,12 +58,14 @@ class Plan:
     """The images of a tour, and the programs that suit them.
 
     Args:
-        command: of the shell; minutes: of processor time that it takes.
-        data: name of a data set of digits, for `dgm_pyro.data.load`; about: where it is from.
-        flow: what the flow is made of.
+        command: the shell command.
+        minutes: its processor time.
+        data: name of a data set of digits, for `dgm_pyro.data.load`.
+        about: origin of the data, in words.
+        flow: parts of the flow, in words.
         stops: the programs, in order.
-        sizes: how many images to train and to test; None for all that there are.
-        quick_sizes: how many of those the quick tour takes.
+        sizes: numbers of training and of test images; None for all.
+        quick_sizes: the same for the quick tour.
     """
 
     command: str
@@ -75,13 +79,13 @@ class Plan:
 
 
 def independent_pixels(data: Data) -> Program:
-    """p(x) = prod_i p(x_i), each p(x_i) counted, every level half a time more than seen (Krichevsky, Trofimov 1981)."""
+    """p(x) = prod_i p(x_i), with counts as p(x_i), plus one half per level (Krichevsky and Trofimov 1981)."""
     frequencies = _log_frequencies(data.x, levels_of(data))
     return Categorical(data.event_shape, levels_of(data), learned=True, parameters=frequencies)
 
 
 def independent_pixels_by_class(data: Data) -> Program:
-    """p(x) = sum_y p(y) prod_i p(x_i | y), counted in the same way: the naive Bayes classifier."""
+    """p(x) = sum_y p(y) prod_i p(x_i | y), with counts in the same way: the naive Bayes classifier."""
     assert data.y is not None
     assert data.num_classes is not None
     pixels = nn.Embedding(data.num_classes, levels_of(data) * data.event_shape.numel())
@@ -93,7 +97,7 @@ def independent_pixels_by_class(data: Data) -> Program:
 
 
 def small_pixelcnn(data: Data) -> Program:
-    """Smaller than that of `build`, to train in minutes."""
+    """A PixelCNN that is smaller than that of `build`, to train in minutes."""
     return Autoregressive(
         conditional_for(
             data, lambda p: PixelCNN(data.event_shape, p, width=24, layers=6, kernel_size=5, levels=data.levels)
@@ -102,7 +106,7 @@ def small_pixelcnn(data: Data) -> Program:
 
 
 def small_diffusion(data: Data) -> Program:
-    """Half as wide as that of `build`, and of fewer steps, all of which are summed for the bound."""
+    """A diffusion with half the width of that of `build` and fewer steps, because the bound sums over all of them."""
     denoiser = DenoisingUNet(data.event_shape, (16, 32, 64), num_parameters=levels_of(data))
     return Diffusion(
         data.event_shape, denoiser, "log-snr", num_steps=30, subsample=2, predict="levels", levels=data.levels
@@ -120,7 +124,7 @@ def levels_of(data: Data) -> int:
     return data.levels
 
 
-# The recipes were chosen by validation data alone: benchmarks/choose_settings.py.
+# The recipes were chosen on validation data alone: benchmarks/choose_settings.py.
 STOPS: tuple[Stop, ...] = (
     Stop("pixels", "independent pixels", "reference", independent_pixels),
     Stop("pixels-by-class", "independent pixels by class", "reference", independent_pixels_by_class),
@@ -169,7 +173,7 @@ STOPS: tuple[Stop, ...] = (
             "lr": 2e-3,
             "weight_decay": 0.01,
             "ema": 0.99,
-        },  # as above: only the prior differs
+        },  # as above, so that only the prior differs
         quick_epochs=10,
         ask={"num_particles": 50},
     ),
@@ -186,7 +190,7 @@ STOPS: tuple[Stop, ...] = (
         "generative-classifier",
         "generative classifier",
         "labeled",
-        # PixelCNN is as accurate on clean digits, takes ten times as long, and noise throws it off sooner.
+        # PixelCNN is as accurate on clean digits, but takes ten times as long and is less robust to noise.
         functools.partial(build, "made", labeled=True),
         {"epochs": 60, "lr": 3e-3, "weight_decay": 0.01},
         quick_epochs=6,
@@ -203,13 +207,13 @@ STOPS: tuple[Stop, ...] = (
 
 
 def _on_images(name: str, recipe: dict[str, Any], **others: Any) -> Stop:
-    """The stop of that name for images of 28x28 pixels."""
+    """The stop ``name`` for images of 28x28 pixels."""
     (stop,) = (each for each in STOPS if each.name == name)
     return replace(stop, recipe={"weight_decay": 0.01} | recipe, quick_epochs=1, **others)
 
 
-# The numbers of epochs keep the whole within a quarter of an hour. docs/images.md says what
-# benchmarks/choose_settings.py --images found for the learning rates.
+# The numbers of epochs keep the tour within a quarter of an hour. docs/images.md has the results of
+# benchmarks/choose_settings.py --images for the learning rates.
 IMAGE_STOPS: tuple[Stop, ...] = (
     *STOPS[:2],
     _on_images("pixelcnn", {"epochs": 4, "lr": 4e-3, "batch_size": 16}, make=small_pixelcnn),
@@ -232,7 +236,7 @@ IMAGE_STOPS: tuple[Stop, ...] = (
         title="diffusion, U-Net",
         make=small_diffusion,
     ),
-    # A PixelCNN would take ten passes, one for each class, of a network that is slow.
+    # A PixelCNN would take ten passes, one for each class, of a slow network.
     _on_images("generative-classifier", {"epochs": 4, "lr": 2e-3}),
     _on_images("discriminative-classifier", {"epochs": 4, "lr": 1e-3}),
 )
@@ -244,7 +248,7 @@ IMAGES = Plan(
     "dgm tour --images",
     12,
     "glyphs-digits",
-    "digits in the fonts of matplotlib, turned and stretched at random",
+    "digits in the fonts of matplotlib, rotated and stretched at random",
     "of convolutional couplings at three resolutions",
     IMAGE_STOPS,
     sizes=(4000, 200),
