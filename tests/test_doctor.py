@@ -729,7 +729,7 @@ def test_a_file_that_exits_ends_in_one_line(script, capsys):
         ("no.such.module:model", "cannot import"),
         ("{}:modle,guide", "did you mean 'model'"),
         ("{}:", "must be FILE.py:MODEL or MODULE:MODEL, and ,GUIDE where there is one"),
-        ("{}", "name what is in the file: "),
+        ("{}", "name the model in it"),
         ("nothing-here", "holds no run"),
     ],
 )

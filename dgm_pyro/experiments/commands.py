@@ -642,7 +642,7 @@ def doctor_of(
         swaps: dict[str, Any] = {name: choice for name, choice in parts.items() if choice is not None}
         return doctor(build(target, points, **swaps), points)
     if target.endswith(".py"):
-        raise ValueError(f"{target} is a file: name the model and the guide in it, {target}:MODEL,GUIDE")
+        raise ValueError(f"{target} is a file: name the model in it, and its guide: {target}:MODEL,GUIDE")
     run = open_run(Path(target), "cpu", data_dir)
     return doctor(run.program, run.points("train", data)[:64])
 
