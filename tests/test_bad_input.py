@@ -530,7 +530,7 @@ CASES = {
     "evaluate a discriminative without labels": (
         lambda: dgm.evaluate(dgm.Discriminative(dgm.Categorical((), 3, nn.Linear(2, 3))), dgm.Data(X)),
         ValueError,
-        ["no y"],
+        ["the data have none", r"Data\(x, y\)"],
     ),
     "compare a mass with a density": (
         lambda: dgm.evaluate(dgm.Bernoulli(2), BITS).minus(dgm.evaluate(dgm.Normal(2), X)),

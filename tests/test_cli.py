@@ -439,7 +439,7 @@ BAD = [
     (["train", "maf", "--data", "moons", "--mutate", "0.3"], 1, "mutate replaces integers, but 'moons' has reals"),
     (["train", "vae", "--num-labels", "100"], 1, "num_labels is for labeled=True"),
     (["train", "vae", "--labeled", "--num-labels", "100"], 1, "semi-supervised"),
-    (["train", "vae", "--labeled", "--num-labels", "5000"], 1, "500 of class"),
+    (["train", "vae", "--labeled", "--num-labels", "5000"], 1, "500 labels of class"),
     (["train", "vae", "--data", "mnist"], 1, "DGM_DATA"),
     (["train", "vae", "--data", "mnist", "--data-dir", "/nowhere"], 1, "/nowhere"),
     (["train", "vae", "--prior", "gaussian"], 1, "prior must be"),

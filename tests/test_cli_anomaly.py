@@ -148,7 +148,7 @@ def test_noise_is_rejected_by_who_knows_p_of_x(trained, tmp_path, capsys):
         (("anomaly", "pixels", "noise.npy", "--scores", "kl"), "has no latents"),
         (("anomaly", "pixels", "noise.npy", "--false-alarm-rate", "0.001"), "pass at least 999"),
         (("anomaly", "pixels", "noise.npy", "--out", "found.jpg"), "--out must end in .png"),
-        (("anomaly", "pixels", "words.npy"), "pass numbers"),
+        (("anomaly", "pixels", "words.npy"), "pass an array of numbers"),
         (("anomaly", "pixels", "several.npy"), "several.npy is not an array (the magic string is not correct"),
         (("anomaly", "pixels", "text.npy"), "text.npy is not an array (the magic string is not correct"),
         (("anomaly", "pixels", "empty.npy"), "empty.npy is not an array (EOF"),

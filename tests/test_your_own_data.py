@@ -183,7 +183,7 @@ def test_a_sweep_and_a_comparison_read_it_too(page):
         (("--data", "plant.csv", "--columns", "force"), "columns names 'force', but"),
         (("--data", "plant.csv", "--kinds", "auto"), "for the models pixels, made, any-order, vae, not for 'maf'"),
         (("--data", "plant.csv", "--kinds", "hour"), "--kinds must be auto or COLUMN=KIND,..., got 'hour'"),
-        (("--data", "moons", "--label", "season"), "what label are for, but moons is a data set"),
+        (("--data", "moons", "--label", "season"), "options for reading a file, but moons is a data set"),
         (("--data", "holes.csv", "--columns", "power,hour", "--num-data", "17"), "num_data is 17, but holes has 16"),
     ],
 )  # fmt: skip
