@@ -748,6 +748,7 @@ def bits_per_dim(
         axes.annotate(
             f"{evidence.bits_per_dim:.2f}", (evidence.bits_per_dim + 2 * evidence.stderr, row), (5, 0),
             textcoords="offset points", va="center", size=8.5,
+            bbox={"facecolor": colors.paper, "edgecolor": "none", "pad": 0.8},  # the line of the reference may cross it
         )  # fmt: skip
     axes.margins(x=0.14)
     if reference is not None:

@@ -288,7 +288,7 @@ def _assumption(taken: Iterable[Cell], rest: Iterable[Cell]) -> str:
     """The assumption of the prediction, if no finished cell has some of the choices."""
     known = {choice for cell in taken for choice in cell.choices}
     unknown = dict.fromkeys(name for cell in rest for axis, name in cell.choices if (axis, name) not in known)
-    return f", if {', '.join(unknown)} take as long" if unknown else ""
+    return f", if {', '.join(unknown)} {'takes' if len(unknown) == 1 else 'take'} as long" if unknown else ""
 
 
 def _print_progress(line: str) -> None:

@@ -161,6 +161,7 @@ def test_the_time_that_is_left_is_the_product_of_what_each_choice_multiplies_it_
     assert sweep.predicted(taken, order[4:]) == pytest.approx(sum(times[cell] for cell in order[4:]))
     assert sweep._assumption(taken, order[4:]) == ""
     assert sweep._assumption(order[:2], order[2:]) == ", if flow, vamp take as long"
+    assert sweep._assumption(order[:3], order[3:]) == ", if vamp takes as long"
 
 
 def test_a_sweep_without_standardization(tmp_path):
