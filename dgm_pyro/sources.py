@@ -522,7 +522,7 @@ def _column_of_kind(series: Any, name: str, kind: Kind, origin: str, first: int 
         row = int(wrong.argmax())
         raise ValueError(
             f"{_line_of(origin, series.index[row], first)}, column {name!r} holds {str(series.iloc[row])!r}, which is "
-            f"{wanted}: correct it, or choose another kind (--kinds)"
+            f"{wanted}: correct it, or train with another kind (--kinds of dgm train)"
         )
     return array
 
