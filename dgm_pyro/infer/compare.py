@@ -211,10 +211,12 @@ class GuideComparison(Result):
             ]
         if self.simulated is not None:
             apart = self.simulated.upper - self.simulated.lower
-            more = "; more temperatures bring them closer (num_temperatures, --num-temperatures)"
+            remedy = "; more temperatures bring them closer (num_temperatures, --num-temperatures)"
             parts.append(
                 f"annealing both ways on {len(apart)} data sets simulated by the model: the stochastic lower and upper "
-                f"bounds are {with_error(float(apart.mean()), standard_error(apart), 3)} nats apart{more * bool(apart.mean() > 1)}"
+                f"bounds are {with_error(float(apart.mean()), standard_error(apart), 3)} nats apart"
+                + remedy
+                * bool(apart.mean() > 1)
             )
         return [*parts, *self.verdict()]
 
