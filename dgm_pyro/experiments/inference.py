@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dgm_pyro.diagnosis.messages import in_one_line
 from dgm_pyro.experiments import plots
 from dgm_pyro.experiments.runs import write_json
 from dgm_pyro.experiments.targets import pair_from
@@ -34,14 +35,19 @@ def posterior_from(target: str, data: str | Path | None = None) -> Posterior:
             or returns. Names that the model does not take are left out.
 
     Raises:
-        ValueError: the target names no model, or the file no such data.
+        ValueError: the target names no model, or the file no such data; or the model raises an error or exits.
     """
     model, guide, args, kwargs = pair_from(target)
     if guide is not None:
         raise ValueError(f"{target!r} names a guide, too: pass FILE.py:MODEL, and the guides by --guides")
     if data is not None:
         args, kwargs = (), arguments_in(model, Path(data))
-    return Posterior(model, *args, **kwargs)
+    try:
+        return Posterior(model, *args, **kwargs)
+    except (ValueError, TypeError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{target} raises {type(error).__name__} when it is run: {in_one_line(error)}") from error
 
 
 def arguments_in(model: Any, path: Path) -> dict[str, Any]:

@@ -332,6 +332,17 @@ def test_a_model_that_makes_no_data_is_told_before_the_fits(schools, capsys):
     assert not (schools / "found").exists()
 
 
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [("pyro.plate('none', 0)", "ZeroDivisionError when it is run: size cannot be zero"),
+     ("raise SystemExit(3)", "SystemExit when it is run: 3")],
+)  # fmt: skip
+def test_what_a_model_raises_is_told_in_one_line(schools, capsys, statement, told):
+    (schools / "schools.py").write_text(f"{SCHOOLS}    {statement}\n")
+    assert cli.main(["infer", "schools.py:model", "--data", "data.json", "--out", "found"]) == 1
+    assert capsys.readouterr().err == f"dgm: schools.py:model raises {told}\n"
+
+
 def test_an_out_that_is_a_file_is_told_before_the_fits(schools, capsys, monkeypatch):
     monkeypatch.setattr(inference, "compare", lambda *args, **options: pytest.fail("the guides were fitted"))
     assert cli.main(["infer", "schools.py:model", "--data", "data.json", "--out", "data.json"]) == 1
