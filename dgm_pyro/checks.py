@@ -142,6 +142,8 @@ def check_type(value: Any, kind: Any, argument: str, wanted: str) -> None:
 
 def check_path(path: Any, argument: str) -> None:
     check_type(path, (str, os.PathLike), argument, "a path")
+    if path == "":
+        raise ValueError(f"{argument} is empty: name a path, or '.' for the current folder")
 
 
 def check_dense(x: Any, argument: str) -> None:

@@ -53,6 +53,7 @@ NAME = ["no such name", 3, None, ["x"]]
 PROGRAM = [None, "x", 3, nn.Linear(2, 2)]
 MODULE = [None, "x", 3]
 PATH = [None, 3]
+FOLDER = [*PATH, ""]
 DEVICE = ["tpu9", "meta", "hpu", 3, None]
 UNITS = [[1.0, 2.0, 3.0], NAN, "x"]
 THING = [None, "x", 3]
@@ -94,7 +95,8 @@ kind(PROGRAM, "program", "prior", "likelihood", "flow", "top", "bottom", "genera
      "background", "base", "encoder", "classifier")  # fmt: skip
 kind(MODULE, "network", "denoiser", "generator", "critic", "univariate", "bijection")
 kind(["x", 3], "embedding")
-kind(PATH, "folder", "out", "data_dir")
+kind(PATH, "data_dir")
+kind(FOLDER, "folder", "out")
 kind(DEVICE, "device")
 
 
@@ -518,9 +520,9 @@ CALLS = {
          "device": [3, None]},  # whether there is one is asked when it is used
     ),
     "Evidence.minus": Call(dict(other=evidence), {"other": THING}, of=evidence),
-    "load": Call(dict(path=stored, device="cpu"), {"path": PATH}),
-    "save": Call(dict(program=vae, path=stored), {"path": PATH}, free=["extra"]),
-    "checkpoint.read_extra": Call(dict(path=stored), {"path": PATH}),
+    "load": Call(dict(path=stored, device="cpu"), {"path": FOLDER}),
+    "save": Call(dict(program=vae, path=stored), {"path": FOLDER}, free=["extra"]),
+    "checkpoint.read_extra": Call(dict(path=stored), {"path": FOLDER}),
     # infer
     "infer.ais": Call(
         dict(program=vae, x=X, num_chains=2, num_temperatures=2, num_leapfrog=1, initial="prior",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import io
+import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dgm_pyro.diagnosis.messages import in_one_line
 from dgm_pyro.experiments import plots
 from dgm_pyro.experiments.runs import write_json
 from dgm_pyro.experiments.targets import pair_from
@@ -34,14 +37,19 @@ def posterior_from(target: str, data: str | Path | None = None) -> Posterior:
             the same file. Names that the model does not take are left out.
 
     Raises:
-        ValueError: the target names no model, or the file has no such data.
+        ValueError: the target names no model, the file has no such data, or the model raises an error or exits.
     """
     model, guide, args, kwargs = pair_from(target)
     if guide is not None:
         raise ValueError(f"{target!r} names a guide too: pass FILE.py:MODEL, and the guides by --guides")
     if data is not None:
         args, kwargs = (), arguments_in(model, Path(data))
-    return Posterior(model, *args, **kwargs)
+    try:
+        return Posterior(model, *args, **kwargs)
+    except (ValueError, TypeError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{target} raises {type(error).__name__} when it is run: {in_one_line(error)}") from error
 
 
 def arguments_in(model: Any, path: Path) -> dict[str, Any]:
@@ -102,13 +110,6 @@ def infer_into(
     if found.chains is not None:
         _write_arrays(folder / "reference.npz", found.chains.samples)
         plots.write_picture(folder / "traces.png", plots.chains(found.chains, title=repr(posterior)))
-    if posterior.observed and not posterior.enumerated:
-        for name, draws in (("prior-predictions", "prior"), ("predictions", found.draws())):
-            if draws is not None and not (draws == "prior" and posterior.improper):
-                checked = predictive_check(posterior, draws)
-                plots.write_picture(
-                    folder / f"{name}.png", plots.predictions(checked, title=f"{checked.source} predictions")
-                )
     for row in found.rows:
         assert row.weighted.u is not None
         with torch.no_grad():
@@ -118,7 +119,25 @@ def infer_into(
         content = io.BytesIO()
         torch.save(row.guide.state_dict(), content)
         write_file(folder / f"{row.name}.pt", content.getvalue())
+    if posterior.observed and not posterior.enumerated:
+        for name, draws in (("prior-predictions", "prior"), ("predictions", found.draws())):
+            if draws is not None and not (draws == "prior" and posterior.improper):
+                _draw_predictions(folder / f"{name}.png", posterior, draws)
     return found
+
+
+def _draw_predictions(path: Path, posterior: Posterior, draws: Any) -> None:
+    """Draw a predictive check; a warning if the model has a density, but cannot be sampled."""
+    try:
+        checked = predictive_check(posterior, draws)
+    except (NotImplementedError, RuntimeError) as error:
+        warnings.warn(
+            f"{path.name} is not drawn, because the model cannot be sampled: {in_one_line(error)}; in a .json file, "
+            "1.0 is a real number and 1 an integer",
+            stacklevel=3,
+        )
+    else:
+        plots.write_picture(path, plots.predictions(checked, title=f"{checked.source} predictions"))
 
 
 def calibrate_into(
@@ -141,5 +160,8 @@ def calibrate_into(
 
 def _write_arrays(path: Path, arrays: dict[str, torch.Tensor]) -> None:
     content = io.BytesIO()
-    np.savez_compressed(content, **{name: value.detach().cpu().numpy() for name, value in arrays.items()})  # type: ignore[arg-type]
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:  # as numpy.savez, but an array may be any name
+        for name, value in arrays.items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.save(file, value.detach().cpu().numpy())
     write_file(path, content.getvalue())

@@ -314,6 +314,29 @@ def test_the_command_writes_a_folder(schools, capsys):
     guide.load_state_dict(torch.load(schools / "found" / "fullrank.pt", weights_only=True))
 
 
+INTEGER = """
+import pyro, pyro.distributions as dist
+def model(y, s):
+    file = pyro.sample("file", dist.Normal(0.0, s))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(file, 1.0), obs=y)
+"""
+
+
+def test_fits_are_kept_where_data_cannot_be_predicted_and_latents_may_have_any_name(schools):
+    """Torch scores, but does not sample, a Normal with an integer for its scale."""
+    (schools / "integer.py").write_text(INTEGER)
+    (schools / "integer.json").write_text('{"y": [1.5, 2.5], "s": 1}')
+    command = ["infer", "integer.py:model", "--data", "integer.json", "--guides", "meanfield", "--gradient-steps", "20",
+               "--num-samples", "100", "--reference", "none", "--num-temperatures", "0", "--out", "found"]  # fmt: skip
+    with pytest.warns(
+        UserWarning, match=r"prior-predictions.png is not drawn, .* 1.0 is a real number and 1 an integer"
+    ):
+        assert cli.main(command) == 0
+    with np.load(schools / "found" / "meanfield.npz") as stored:
+        assert stored["file"].shape == stored["log_weights"].shape == (100,)
+
+
 def test_the_command_calibrates_the_guides(schools, capsys):
     command = ["infer", "schools.py:model", "--data", "data.json", "--guides", "meanfield", "--gradient-steps", "2",
                "--num-samples", "100", "--reference", "none", "--num-temperatures", "0", "--calibrate", "2",
@@ -332,6 +355,17 @@ def test_a_model_that_makes_no_data_is_told_before_the_fits(schools, capsys):
     assert cli.main(["infer", "schools.py:model", "--data", "data.json", "--calibrate", "2", "--out", "found"]) == 1
     assert "the factor 'penalty' is no distribution, so no data can be simulated" in capsys.readouterr().err
     assert not (schools / "found").exists()
+
+
+@pytest.mark.parametrize(
+    ("statement", "told"),
+    [("pyro.plate('none', 0)", "ZeroDivisionError when it is run: size cannot be zero"),
+     ("raise SystemExit(3)", "SystemExit when it is run: 3")],
+)  # fmt: skip
+def test_what_a_model_raises_is_told_in_one_line(schools, capsys, statement, told):
+    (schools / "schools.py").write_text(f"{SCHOOLS}    {statement}\n")
+    assert cli.main(["infer", "schools.py:model", "--data", "data.json", "--out", "found"]) == 1
+    assert capsys.readouterr().err == f"dgm: schools.py:model raises {told}\n"
 
 
 def test_an_out_that_is_a_file_is_told_before_the_fits(schools, capsys, monkeypatch):
