@@ -439,7 +439,7 @@ def by_column(
     Args:
         x: ``(N, D)``.
         columns: names of the D columns.
-        words: of a column whose values are their numbers, by its name.
+        words: the words that the values of a column number from 0, by the name of the column.
         marked: bool, ``(N,)``: rows to mark by lines.
         most: largest number of columns drawn, from the first.
     """
@@ -463,8 +463,8 @@ def by_column(
 
 
 def _edges_between_integers(low: float, high: float, most: int) -> np.ndarray:
-    """Edges of at most that many bins for the whole numbers from low to high: each bin holds as many of them."""
-    width = math.ceil((high - low + 1) / most)
+    """Edges of at most ``most`` bins of one width for the integers from ``low`` to ``high``."""
+    width = np.ceil((high - low + 1) / most)  # a float, because counts of a wide prior exceed 64 bits
     edges: np.ndarray = low - 0.5 + width * np.arange(math.ceil((high - low + 1) / width) + 1)
     return edges
 
@@ -973,7 +973,7 @@ def predictions(found: PredictiveCheck, *, title: str = "", bins: int = 20) -> F
 
     Args:
         found: the result of `dgm.infer.predictive_check`.
-        bins: number of bins; for whole numbers at most so many, each with equally many of them.
+        bins: number of bins; for integers the largest number of bins, which are then of one integer width.
     """
     check_type(found, PredictiveCheck, "found", "the result of dgm.infer.predictive_check")
     check_count(bins, "bins")

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import zipfile
 
 import numpy as np
 import pyro
@@ -335,6 +336,13 @@ def test_fits_are_kept_where_data_cannot_be_predicted_and_latents_may_have_any_n
         assert cli.main(command) == 0
     with np.load(schools / "found" / "meanfield.npz") as stored:
         assert stored["file"].shape == stored["log_weights"].shape == (100,)
+
+
+def test_arrays_may_exceed_the_limit_of_plain_zip_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)  # bytes, instead of 2 GiB
+    inference._write_arrays(tmp_path / "draws.npz", {"z": torch.arange(100.0)})
+    with np.load(tmp_path / "draws.npz") as stored:
+        assert np.array_equal(stored["z"], np.arange(100.0))
 
 
 def test_the_command_calibrates_the_guides(schools, capsys):
