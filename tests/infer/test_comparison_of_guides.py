@@ -127,6 +127,9 @@ def test_the_bounds_on_simulated_data_bracket_their_evidence():
         assert len((bound - truth).unique()) == 2, "each data set has noise of its own"
     assert found.sandwich is None
     assert found.as_dict()["simulated"]["upper"] == found.simulated.upper.tolist()
+    far = dataclasses.replace(found.simulated, upper=found.simulated.lower + 1.5)
+    assert "more temperatures" not in str(found)
+    assert "nats apart; more temperatures bring them closer" in str(dataclasses.replace(found, simulated=far))
 
 
 def test_a_model_that_makes_no_data_has_no_simulated_bounds():
