@@ -4,8 +4,8 @@
     DGM_DATA=folder python benchmarks/image_bits.py --data mnist --num-test 1000 --minutes 2
 
 The files hold ``x``, ``(N, C, H, W)``, integers of 8 bits. Every family trains for ``--steps`` steps of 32 images, or
-for about ``--minutes`` minutes, at the learning rate 0.001. With ``--validation`` a share of the training images chooses
-the best weights. Times are processor time of one thread. Each model adds a line to ``bench/image_bits.jsonl``.
+for about ``--minutes`` minutes, at the learning rate 0.001. With ``--validation``, a share of the training images
+chooses the best weights. Times are processor time of one thread. Each model adds a line to ``bench/image_bits.jsonl``.
 """
 
 from __future__ import annotations
