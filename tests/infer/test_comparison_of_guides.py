@@ -341,6 +341,14 @@ def test_fits_are_kept_where_data_cannot_be_predicted_and_latents_may_have_any_n
         assert stored["file"].shape == stored["log_weights"].shape == (100,)
 
 
+def test_pictures_visit_the_scalars_once_for_each_guide(table, monkeypatch):
+    """Otherwise the time would grow with the square of the number of latents."""
+    visits, scalars = [], plots._scalars
+    monkeypatch.setattr(plots, "_scalars", lambda values: visits.append(values) or scalars(values))
+    plots.marginals(table)
+    assert len(visits) == 1 + 2 * len(table.rows)  # draws of the reference, and draws and errors of each guide
+
+
 def test_arrays_may_exceed_the_limit_of_plain_zip_files(tmp_path, monkeypatch):
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)  # bytes, instead of 2 GiB
     inference._write_arrays(tmp_path / "draws.npz", {"z": torch.arange(100.0)})
