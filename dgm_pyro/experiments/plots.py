@@ -439,7 +439,7 @@ def by_column(
     Args:
         x: ``(N, D)``.
         columns: names of the D columns.
-        words: the words that the values of a column number from 0, by the name of the column.
+        words: the list of words of each column of categories, by the column's name; a value is the index of its word.
         marked: bool, ``(N,)``: rows to mark by lines.
         most: largest number of columns drawn, from the first.
     """
@@ -971,7 +971,7 @@ def predictions(found: PredictiveCheck, *, title: str = "", bins: int = 20) -> F
 
     Args:
         found: the result of `dgm.infer.predictive_check`.
-        bins: number of bins; for integers the largest number of bins, which are then of one integer width.
+        bins: number of bins; for integers the largest number of bins, whose common width is an integer.
     """
     check_type(found, PredictiveCheck, "found", "the result of dgm.infer.predictive_check")
     check_count(bins, "bins")
