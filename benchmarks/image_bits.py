@@ -3,9 +3,9 @@
     python benchmarks/image_bits.py --train train.npz --test test.npz --models glow vdvae pixelcnn
     DGM_DATA=folder python benchmarks/image_bits.py --data mnist --num-test 1000 --minutes 2
 
-The files hold ``x``, ``(N, C, H, W)`` of 8 bits, as integers. Every family takes so many steps of 32 images, or trains
-for so many minutes, at the learning rate 0.001. With ``--validation`` a share of the training images chooses the best
-weights. Times are processor time of one thread. A line per model goes to ``bench/image_bits.jsonl``.
+The files hold ``x``, ``(N, C, H, W)``, integers of 8 bits. Every family trains for ``--steps`` steps of 32 images, or
+for about ``--minutes`` minutes, at the learning rate 0.001. With ``--validation``, a share of the training images
+chooses the best weights. Times are processor time of one thread. Each model adds a line to ``bench/image_bits.jsonl``.
 """
 
 from __future__ import annotations

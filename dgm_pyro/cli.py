@@ -304,8 +304,8 @@ def _name_and_values(text: str) -> tuple[str, Sequence[Any]]:
 
 
 SETTINGS, READING = "settings of --config", "reading of --config"
-"""What `_apply_configuration` leaves in the context: of a run, the options of `dgm.build` without an option here, and
-how its file is read."""
+"""Keys under which `_apply_configuration` stores two parts of a run's record in the context: the options of `dgm.build`
+that `dgm train` takes by --set alone, and the options for reading the file."""
 
 
 def _apply_configuration(context: typer.Context, path: Path | None) -> None:

@@ -670,6 +670,7 @@ def open(
         raise ValueError(f"size must be a number for height and width, or a pair of them, got {size!r}")
     choice = sources.Choice(label, given, columns, levels, size, gray, crop, kinds)
     if isinstance(source, str | os.PathLike):
+        check_path(source, "source")
         path = Path(source).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"there is no file or folder {path}{near_name(path)}")

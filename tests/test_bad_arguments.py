@@ -651,7 +651,7 @@ CALLS = {
     "data.open": Call(
         dict(source=frame(), label="b", given=None, columns=None, levels=None, classes=("4", "5")),
         {
-            "source": [3, {}, np.zeros((0, 2)), np.array(["a"])],
+            "source": [3, "", {}, np.zeros((0, 2)), np.array(["a"])],
             "label": ["z"],
             "given": ["z", "b"],
             "columns": [["z"], [], ["a", "a"]],

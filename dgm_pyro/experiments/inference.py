@@ -160,8 +160,8 @@ def calibrate_into(
 
 def _write_arrays(path: Path, arrays: dict[str, torch.Tensor]) -> None:
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:  # as numpy.savez, but an array may be any name
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:  # numpy.savez has no array named file
         for name, value in arrays.items():
-            with archive.open(f"{name}.npy", "w") as file:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.save(file, value.detach().cpu().numpy())
     write_file(path, content.getvalue())

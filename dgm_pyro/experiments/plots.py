@@ -21,7 +21,7 @@ import functools
 import io
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -439,7 +439,7 @@ def by_column(
     Args:
         x: ``(N, D)``.
         columns: names of the D columns.
-        words: of a column whose values are their numbers, by its name.
+        words: the list of words of each column of categories, by the column's name; a value is the index of its word.
         marked: bool, ``(N,)``: rows to mark by lines.
         most: largest number of columns drawn, from the first.
     """
@@ -463,8 +463,8 @@ def by_column(
 
 
 def _edges_between_integers(low: float, high: float, most: int) -> np.ndarray:
-    """Edges of at most that many bins for the whole numbers from low to high: each bin holds as many of them."""
-    width = math.ceil((high - low + 1) / most)
+    """Edges of at most ``most`` bins of one width for the integers from ``low`` to ``high``."""
+    width = np.ceil((high - low + 1) / most)  # a float, because counts of a wide prior exceed 64 bits
     edges: np.ndarray = low - 0.5 + width * np.arange(math.ceil((high - low + 1) / width) + 1)
     return edges
 
@@ -861,9 +861,7 @@ def marginals(found: GuideComparison, *, title: str = "", most: int = 8) -> Figu
     if not found.rows:
         raise ValueError("there is nothing to draw: no guide was fitted")
     draws = _scalar_draws(found)
-    names = (
-        sorted(draws[0], key=lambda name: -_largest_error(found, name))[:most] if found.rows else list(draws[0])[:most]
-    )
+    names = _names_by_error(found, draws[0])[:most]
     columns = min(2, len(names))
     rows = math.ceil(len(names) / columns)
     figure = _figure(1.15 * rows + 0.5, title)
@@ -899,7 +897,7 @@ def pairs(found: GuideComparison, guide: str, *, title: str = "", most: int = 3,
     check_counts(most=most, num_points=num_points)
     alone = replace(found, rows=(found[guide],))
     draws = _scalar_draws(alone)
-    names = sorted(draws[0], key=lambda name: -_largest_error(alone, name))[:most]
+    names = _names_by_error(alone, draws[0])[:most]
     figure, colors = _figure(WIDTH * 0.9, title), _theme.get()
     shades = {"reference": colors.muted, guide: colors.series[0]} if len(draws) == 2 else {guide: colors.series[0]}
     for row, below in enumerate(names):
@@ -973,7 +971,7 @@ def predictions(found: PredictiveCheck, *, title: str = "", bins: int = 20) -> F
 
     Args:
         found: the result of `dgm.infer.predictive_check`.
-        bins: number of bins; for whole numbers at most so many, each with equally many of them.
+        bins: number of bins; for integers the largest number of bins, whose common width is an integer.
     """
     check_type(found, PredictiveCheck, "found", "the result of dgm.infer.predictive_check")
     check_count(bins, "bins")
@@ -1020,9 +1018,11 @@ def _scalar_draws(found: GuideComparison) -> list[dict[str, Any]]:
         return [_scalars(found.posterior.constrain(u)) for u in vectors]
 
 
-def _largest_error(found: GuideComparison, name: str) -> float:
-    errors = [_scalars({site: error.unsqueeze(0) for site, error in row.mean_errors.items()}) for row in found.rows]
-    return max((float(each[name][0]) for each in errors if each), default=0.0)
+def _names_by_error(found: GuideComparison, names: Iterable[str]) -> list[str]:
+    """The names of scalars by the largest error of a guide's mean, from the largest; unchanged without a reference."""
+    rows = [row.mean_errors for row in found.rows if row.mean_errors]
+    errors = [_scalars({site: error.unsqueeze(0) for site, error in row.items()}) for row in rows]
+    return sorted(names, key=lambda name: -max((float(each[name][0]) for each in errors), default=0.0))
 
 
 # -- classifiers -------------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ READING: dict[str, Kind] = {
     "columns": list, "kinds": dict, "classes": list, "label": str, "given": list | tuple | str, "test": str,
     "digests": dict,
 }  # fmt: skip
-"""What `Record.reading` may hold, of these kinds."""
+"""Types of the entries that `Record.reading` may have."""
 
 
 @dataclass(frozen=True)
@@ -562,7 +562,7 @@ def read_json(path: Path, kinds: Mapping[str, Kind], remedy: str) -> dict[str, A
 
 
 def _check_reading(options: dict[str, Any]) -> None:
-    """Raise unless a record says how its file is read as `opened` does."""
+    """Raise unless the options of a record have the form that `opened` gives to its reading."""
     _check_kinds({"reading": {}} | options, {"reading": dict}, "options")
     reading = options.get("reading", {})
     _check_kinds(reading, {name: kind for name, kind in READING.items() if name in reading}, "reading")

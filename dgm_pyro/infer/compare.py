@@ -211,12 +211,11 @@ class GuideComparison(Result):
             ]
         if self.simulated is not None:
             apart = self.simulated.upper - self.simulated.lower
-            remedy = "; more temperatures bring them closer (num_temperatures, --num-temperatures)"
+            more = "; more temperatures bring them closer (num_temperatures, --num-temperatures)"
             parts.append(
                 f"annealing both ways on {len(apart)} data sets simulated by the model: the stochastic lower and upper "
                 f"bounds are {with_error(float(apart.mean()), standard_error(apart), 3)} nats apart"
-                + remedy
-                * bool(apart.mean() > 1)
+                f"{more if apart.mean() > 1 else ''}"
             )
         return [*parts, *self.verdict()]
 

@@ -353,6 +353,14 @@ def test_predicted_counts_have_bins_of_equally_many_whole_numbers():
         assert (4 * data.values).tolist() == shares
 
 
+def test_counts_beyond_64_bits_have_bins():
+    y, drawn = torch.tensor([1.0, 1.0, 2.0, 1e22]), torch.tensor([[0.0, 2.0, 1e22, 1e22]] * 3)
+    shown = plots.predictions(PredictiveCheck("prior", {"y": y}, {"y": drawn}), bins=4).axes[0].patches[-1].get_data()
+    assert (4 * shown.values).tolist() == [3, 0, 0, 1]
+    counts = [bar.get_height() for bar in plots.by_column(y[:, None].double(), ["count"]).axes[0].patches]
+    assert (counts[0], counts[-1], sum(counts)) == (3, 1, 4)
+
+
 def test_imputed_columns_show_what_was_observed_and_the_draws():
     x, seen, draws = torch.randn(4, 2) * 50, torch.tensor([True, False]), torch.randn(3, 4, 2)
     figure = plots.imputations(x, seen, draws, columns=["a", "b"])

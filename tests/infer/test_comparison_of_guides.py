@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import zipfile
 
 import numpy as np
 import pyro
@@ -126,6 +127,9 @@ def test_the_bounds_on_simulated_data_bracket_their_evidence():
         assert len((bound - truth).unique()) == 2, "each data set has noise of its own"
     assert found.sandwich is None
     assert found.as_dict()["simulated"]["upper"] == found.simulated.upper.tolist()
+    far = dataclasses.replace(found.simulated, upper=found.simulated.lower + 1.5)
+    assert "more temperatures" not in str(found)
+    assert "nats apart; more temperatures bring them closer" in str(dataclasses.replace(found, simulated=far))
 
 
 def test_a_model_that_makes_no_data_has_no_simulated_bounds():
@@ -335,6 +339,21 @@ def test_fits_are_kept_where_data_cannot_be_predicted_and_latents_may_have_any_n
         assert cli.main(command) == 0
     with np.load(schools / "found" / "meanfield.npz") as stored:
         assert stored["file"].shape == stored["log_weights"].shape == (100,)
+
+
+def test_pictures_visit_the_scalars_once_for_each_guide(table, monkeypatch):
+    """Otherwise the time would grow with the square of the number of latents."""
+    visits, scalars = [], plots._scalars
+    monkeypatch.setattr(plots, "_scalars", lambda values: visits.append(values) or scalars(values))
+    plots.marginals(table)
+    assert len(visits) == 1 + 2 * len(table.rows)  # draws of the reference, and draws and errors of each guide
+
+
+def test_arrays_may_exceed_the_limit_of_plain_zip_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)  # bytes, instead of 2 GiB
+    inference._write_arrays(tmp_path / "draws.npz", {"z": torch.arange(100.0)})
+    with np.load(tmp_path / "draws.npz") as stored:
+        assert np.array_equal(stored["z"], np.arange(100.0))
 
 
 def test_the_command_calibrates_the_guides(schools, capsys):
