@@ -97,6 +97,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.data is None and (options.train is None or options.test is None):
+        parser.error("pass --data, or --train and --test")
     if options.data is None:
         train, test = images(options.train), images(options.test)
     else:
@@ -104,7 +106,7 @@ def main() -> None:
         test = dgm.data.load(options.data, "test", num_data=options.num_test)
     Path("bench").mkdir(exist_ok=True)
 
-    def told(row: dict[str, object]) -> None:
+    def record(row: dict[str, object]) -> None:
         print(row, flush=True)
         with Path("bench/image_bits.jsonl").open("a") as file:
             file.write(json.dumps({"data": train.name} | row) + "\n")
@@ -114,10 +116,10 @@ def main() -> None:
         "PNG": file_bits(test, "png", optimize=True),
         "WebP": file_bits(test, "webp", lossless=True, quality=100, method=6),
     }.items():
-        told({"model": model, "bits": bits.mean().item(), "stderr": (bits.std() / len(bits) ** 0.5).item()})
+        record({"model": model, "bits": bits.mean().item(), "stderr": (bits.std() / len(bits) ** 0.5).item()})
     steps = options.steps * len(options.models) if len(options.steps) == 1 else options.steps
     for name, count in zip(options.models, steps, strict=True):
-        told(trained(name, train, test, count, options.minutes, options.validation, options.seed))
+        record(trained(name, train, test, count, options.minutes, options.validation, options.seed))
 
 
 if __name__ == "__main__":

@@ -27,21 +27,25 @@ def normal(correlation: float = 0.8) -> torch.distributions.MultivariateNormal:
     return torch.distributions.MultivariateNormal(torch.zeros(5).double(), correlations * SCALES.outer(SCALES))
 
 
-def rings(seeds: int = 5, epochs: int = 15) -> None:
+SEEDS = 5
+
+
+def rings() -> None:
     data, unseen = dgm.data.load("rings", num_data=2000), dgm.data.load("rings", "test")
-    found: dict[str, list[float]] = {"a standard deviation of 1": [], "the range of build": []}
-    for seed in range(seeds):
-        for name, nats in found.items():
+
+    def unit_deviation() -> dgm.Program:
+        return dgm.Standardized(dgm.build("nsf", data, standardize=False), data.x.mean(0), data.x.std(0))
+
+    builders = {"a standard deviation of 1": unit_deviation, "the range of build": lambda: dgm.build("nsf", data)}
+    for name, build in builders.items():
+        nats = []
+        for seed in range(SEEDS):
             torch.manual_seed(seed)
-            of_build = name == "the range of build"
-            program = dgm.build("nsf", data, standardize=of_build)
-            if not of_build:
-                program = dgm.Standardized(program, data.x.mean(0), data.x.std(0))
-            dgm.fit(program, data, epochs=epochs, seed=seed, progress=False)
+            program = build()
+            dgm.fit(program, data, epochs=15, seed=seed, progress=False)
             nats.append(dgm.evaluate(program, unseen).nats)
-    for name, nats in found.items():
         values = torch.tensor(nats)
-        print(f"{name}: {values.mean():.3f} +- {values.std() / seeds**0.5:.3f} nats (exact, a density)")
+        print(f"{name}: {values.mean():.3f} +- {values.std() / SEEDS**0.5:.3f} nats (exact, a density)")
 
 
 def main() -> None:

@@ -303,7 +303,7 @@ def _name_and_values(text: str) -> tuple[str, Sequence[Any]]:
     return name.replace("-", "_"), found if isinstance(found, list) else _comma_separated(values)
 
 
-SETTINGS, READING = "settings of --config", "reading of --config"
+STORED_SETTINGS, STORED_READING = "settings of --config", "reading of --config"
 """Keys under which `_apply_configuration` stores two parts of a run's record in the context: the options of `dgm.build`
 that `dgm train` takes by --set alone, and the options for reading the file."""
 
@@ -314,14 +314,16 @@ def _apply_configuration(context: typer.Context, path: Path | None) -> None:
         return
     from dgm_pyro.experiments import runs
 
-    stored = runs.read_json(path, runs.KINDS, "choose the run.json of a run")
+    remedy = "choose the run.json of a run"
+    stored = runs.read_json(path, runs.KINDS, remedy)
+    runs.check_record(stored, path, remedy)
     options = stored["options"] | {name: stored[name] for name in ("model", "data", "data_dir")}
     names = {parameter.name for parameter in context.command.params}
     own = {*_names_to_set()} - names
-    context.meta[SETTINGS] = {name: value for name, value in options.items() if name in own}
+    context.meta[STORED_SETTINGS] = {name: value for name, value in options.items() if name in own}
     # The file may have changed since: this is another training.
     reading = options.get("reading", {})
-    context.meta[READING] = {name: value for name, value in reading.items() if name != "digests"}
+    context.meta[STORED_READING] = {name: value for name, value in reading.items() if name != "digests"}
     none = {"validation": 0, "clip_norm": 0}  # the value that means None, where None is not the default
     given = {name: none.get(name) if value is None else value for name, value in options.items() if name in names}
     given = {name: value for name, value in given.items() if value is not None and value != "auto"}
@@ -477,8 +479,8 @@ def train(
         found = resume_run(Path(model), device, progress=_on_a_terminal())
     else:
         parts = _without_none(prior=prior, encoder=encoder, likelihood=likelihood, latent_size=latent_size)
-        parts |= ({} if standardize else {"standardize": False}) | context.meta.get(SETTINGS, {})
-        recorded = {} if _is_given(context, "data") else context.meta.get(READING, {})
+        parts |= ({} if standardize else {"standardize": False}) | context.meta.get(STORED_SETTINGS, {})
+        recorded = {} if _is_given(context, "data") else context.meta.get(STORED_READING, {})
         found = train_run(
             out or Path("runs") / f"{model}-{Path(data).stem}",
             model,

@@ -130,6 +130,8 @@ def _draw_predictions(path: Path, posterior: Posterior, draws: Any) -> None:
     """Draw a predictive check; a warning if the model has a density, but cannot be sampled."""
     try:
         checked = predictive_check(posterior, draws)
+    except torch.OutOfMemoryError:
+        raise
     except (NotImplementedError, RuntimeError) as error:
         warnings.warn(
             f"{path.name} is not drawn, because the model cannot be sampled: {in_one_line(error)}; in a .json file, "

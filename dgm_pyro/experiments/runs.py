@@ -420,11 +420,7 @@ def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     copy = stored["extra"].get(RECORD) if isinstance(stored["extra"], dict) else None
     if copy is not None and found.get("weights") != stored["weights"]:  # the record of another run in this folder
         found = copy
-    try:
-        _check_kinds(found, KINDS, "it")
-        _check_reading(found["options"])
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"the record in {folder} is damaged ({error}): {remedy}") from error
+    check_record(found, folder, remedy)
     found["options"] = old_names.renamed(found["options"], old_names.OPTIONS)
     return program, Record(**{name: found[name] for name in KINDS})
 
@@ -559,6 +555,15 @@ def read_json(path: Path, kinds: Mapping[str, Kind], remedy: str) -> dict[str, A
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from error
     return content
+
+
+def check_record(content: Any, where: str | os.PathLike[str], remedy: str) -> None:
+    """Raise ValueError unless the content of a ``run.json`` has the form of a `Record`."""
+    try:
+        _check_kinds(content, KINDS, "it")
+        _check_reading(content["options"])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the record in {where} is damaged ({error}): {remedy}") from error
 
 
 def _check_reading(options: dict[str, Any]) -> None:

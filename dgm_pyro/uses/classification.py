@@ -390,7 +390,7 @@ class Answers(Result):
     false_alarm_rate: float
 
     @property
-    def labels(self) -> Tensor:
+    def predictions(self) -> Tensor:
         """The most probable class of each x, ``(N,)``."""
         return self.probabilities.argmax(-1)
 
@@ -418,7 +418,7 @@ class Answers(Result):
             "rejected": int(self.rejected.sum()),
             "by": "p(y | x)" if self.log_p is None else "log p(x)",
             "false_alarm_rate": self.false_alarm_rate,
-            "labels": self.labels.tolist(),
+            "predictions": self.predictions.tolist(),
         }
 
 

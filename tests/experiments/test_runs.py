@@ -356,6 +356,15 @@ def test_a_run_is_made_again_with_the_columns_and_settings_that_it_had(tmp_path)
     assert cli.main([*config, str(four), "--data", "moons", "--num-data", "64"]) == 0
 
 
+def test_a_damaged_record_is_no_configuration(tmp_path, capsys):
+    content = {"model": "vae", "data": "moons", "data_dir": None, "options": {"reading": 3}, "history": {"seconds": 1}}
+    (tmp_path / "run.json").write_text(json.dumps(content))
+    assert cli.main(["train", "--config", str(tmp_path / "run.json"), "--out", str(tmp_path / "run")]) == 1
+    assert re.search(
+        r"run\.json is damaged \(reading is a int\): choose the run\.json of a run", capsys.readouterr().err
+    )
+
+
 @pytest.mark.parametrize("text", ["hidden", "hidden=", "name=x", "lr=1", "=3"])
 def test_settings_that_do_not_fit_are_one_line(tmp_path, capsys, text):
     assert cli.main([*COMMAND, str(tmp_path / "run"), "--set", text]) == 1
