@@ -17,6 +17,7 @@ import os
 import random
 import signal
 import tempfile
+import warnings
 from pathlib import Path
 from zlib import crc32
 
@@ -67,8 +68,14 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if config.getoption("record_durations") and not hasattr(config, "workerinput"):
+    if hasattr(config, "workerinput"):
+        return
+    if config.getoption("record_durations"):
         config.pluginmanager.register(Recorder())
+    if getattr(config.option, "numprocesses", None):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import arviz  # noqa: F401  # its first import on a day writes a file, which fails in two processes at once
 
 
 def pytest_collection_modifyitems(items):

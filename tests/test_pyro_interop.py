@@ -516,7 +516,7 @@ def test_a_loaded_store_that_does_not_fit_is_refused(tmp_path):
     pyro.clear_param_store()
     pyro.get_param_store().load(path)
     wider = dgm.Normal(3, nn.Linear(4, 6))
-    with pytest.raises(ValueError, match=r"values of a Normal whose network.weight has the shape \(6, 2\).*\(6, 4\)"):
+    with pytest.raises(ValueError, match=r"values of another Normal: its network.weight has shape \(6, 2\).*\(6, 4\)"):
         wider.model(torch.zeros(4, 3), torch.zeros(4, 4))
     dgm.Bernoulli(3, learned=True).model(4)  # another class has nothing to do with it
     stored = dgm.Normal(3, nn.Linear(2, 6))

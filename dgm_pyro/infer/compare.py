@@ -409,7 +409,9 @@ def _step(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
 def _step_each(optimizer: torch.optim.Optimizer, parameters: list[Tensor]) -> None:
     """`_step` for stacked fits: a fit whose gradient is not finite does not move."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack([gradient.reshape(len(gradient), -1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+    norms = torch.stack(
+        [gradient.reshape(len(gradient), gradient[0].numel()).norm(dim=1) for gradient in gradients]
+    ).norm(dim=0)
     still = ~norms.isfinite()
     before = [p.detach()[still] for p in parameters]
     for gradient in gradients:

@@ -110,7 +110,7 @@ def test_the_card_says_what_the_record_and_the_evaluation_do(run, api):
             hub.push(run, "alice/blind", api=api)
         assert "test data" not in (api.folder / "alice/blind/README.md").read_text()
         (run.parent / "patients.csv").write_text("height,weight\n" + 64 * "1,2\n")
-        with pytest.warns(UserWarning, match="no evidence: .* is not what the run was trained on"):
+        with pytest.warns(UserWarning, match=r"no evidence: .* have changed since the run was trained"):
             hub.push(run, "alice/changed", api=api)
     finally:
         (run.parent / "moved.csv").replace(run.parent / "patients.csv")

@@ -127,7 +127,7 @@ def test_the_best_of_several_fits_is_kept():
     values = train_guide(posterior, guide, gradient_steps=20, restarts=2)
     assert values[-1] == pytest.approx(max(run[-1] for run in single), abs=0.1)
     assert guide.median()["z"] > 1
-    with pytest.raises(ValueError, match="never called"):
+    with pytest.raises(ValueError, match="never been called"):
         train_guide(posterior, guide, restarts=2)
 
 
