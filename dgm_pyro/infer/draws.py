@@ -174,7 +174,7 @@ class Loo(Result):
     """The result of `Draws.loo`.
 
     Attributes:
-        values: log p(y_i | y_-i) of each datum, in nats, ``(N,)``.
+        values: ``log p(y_i | y_-i)`` of each datum, in nats, ``(N,)``.
         k_hats: k-hat of the importance weights of each datum, ``(N,)``.
         effective_parameters: log density of the data under the posterior minus `nats`, in nats.
     """
