@@ -7,7 +7,7 @@ A test is slow, and left out of ``make quick``, for one of two reasons:
 - it is one of more than `MANY` cases of one test, such as the programs of the registry. One case in `KEPT` is not slow,
   and different tests keep different ones, so that every program stays under some tests.
 
-A test marked ``nightly`` takes long and holds what a shorter one holds of a smaller or a like program.
+A test marked ``nightly`` is slow, too: it takes long and holds what a shorter one holds of a smaller or a like program.
 
 The limits are such that the rest takes less than two minutes on two cores.
 """
@@ -83,7 +83,9 @@ def pytest_collection_modifyitems(items):
     seconds = json.loads(DURATIONS.read_text())
     tests = {}
     for item in items:
-        if not item.get_closest_marker("nightly"):
+        if item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.slow)
+        else:
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for name, cases in tests.items():
         kept = crc32(name.encode()) % KEPT
