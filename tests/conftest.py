@@ -55,7 +55,7 @@ DURATIONS = Path(__file__).parent / "durations.json"
 SLOW = 0.15  # seconds of processor time, which other work on the machine does not change
 LONG = 5.0
 NIGHTLY = "nightly: `make test ARGS=--all` runs it"
-MANY, KEPT = 60, 4
+MANY, KEPT = 30, 4
 STARTED = pytest.StashKey[float]()
 SHARED = pytest.StashKey[
     dict[str, float]
