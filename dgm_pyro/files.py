@@ -57,6 +57,12 @@ def parsed_json(path: Path) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def refuse_file(folder: Path, what: str) -> None:
+    """Raise FileExistsError if a file is where a folder is to be written, ``what`` being "a run is" or the like."""
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file, but {what} a folder: choose another --out")
+
+
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Make the folder if needed and lock it against other writers; remove temporary files that killed ones left.

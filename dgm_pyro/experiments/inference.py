@@ -17,7 +17,7 @@ from dgm_pyro.diagnosis.messages import in_one_line
 from dgm_pyro.experiments import plots
 from dgm_pyro.experiments.runs import write_json
 from dgm_pyro.experiments.targets import pair_from
-from dgm_pyro.files import parsed_json, write_file, write_text
+from dgm_pyro.files import parsed_json, refuse_file, write_file, write_text
 from dgm_pyro.infer.checks import Calibration, sbc
 from dgm_pyro.infer.compare import GuideComparison, compare
 from dgm_pyro.infer.draws import predictive_check
@@ -98,8 +98,7 @@ def infer_into(
         options: options of `dgm.infer.compare`.
     """
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():  # better now than after the fits
-        raise FileExistsError(f"{folder} is a file, but the results are a folder: choose another --out")
+    refuse_file(folder, "the results are")  # better now than after the fits
     found = compare(posterior, guides=guides, reference=reference, **options)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "table.json", found.as_dict())

@@ -212,8 +212,7 @@ def reserved(folder: Path, *, force: bool = False, resume: bool = False) -> Iter
         BlockingIOError: another process writes in the folder.
     """
     found = folder.exists()
-    if found and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file, but a run is a folder: choose another --out")
+    files.refuse_file(folder, "a run is")
     try:
         with files.only_writer(folder):
             stored = (folder / checkpoint.STATE).is_file()

@@ -223,8 +223,7 @@ def sweep(
     options = replace(options, data=source, reading=reading)
     _check_combinations(options, combinations, points[:16])
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file, but a sweep is a folder: choose another --out")
+    files.refuse_file(folder, "a sweep is")
     with files.only_writer(folder):
         _open_sweep(folder, options)
         cells = [Cell(choices, seed) for seed in range(seeds) for choices in combinations]

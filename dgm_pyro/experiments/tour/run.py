@@ -19,7 +19,7 @@ from dgm_pyro.experiments.tour.comparison import compare_classifiers
 from dgm_pyro.experiments.tour.page import page_of, result_line
 from dgm_pyro.experiments.tour.results import Tour
 from dgm_pyro.experiments.tour.stops import DIGITS, IMAGES, Stop
-from dgm_pyro.files import only_writer
+from dgm_pyro.files import only_writer, refuse_file
 from dgm_pyro.training.fit import NonFiniteLossError
 from dgm_pyro.training.options import changes
 
@@ -60,8 +60,7 @@ def run(
     if stops is not None:
         plan = replace(plan, stops=stops)
     asked = {"data": plan.data, "quick": quick, "seed": seed}
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file, but a tour is a folder: choose another --out")
+    refuse_file(folder, "a tour is")
     with only_writer(folder):
         _check_is_tour(folder)
         if resume:
