@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-from dgm_pyro import checkpoint, data, infer, networks, objectives, registry
+from dgm_pyro import checkpoint, data, guesses, infer, networks, objectives, registry
 from dgm_pyro.catalog import build
 from dgm_pyro.checkpoint import CheckpointError, load, save
 from dgm_pyro.checks import nearest_name
@@ -147,7 +147,9 @@ __all__ = [
 
 
 def place_of(name: str) -> str:
-    """The end of a message about an unknown name: where the public one is that is spelled most alike."""
+    """The end of a message about an unknown name: what to use for it, or the public name that is spelled most alike."""
+    if name in guesses.PUBLIC:
+        return f": use {guesses.PUBLIC[name]}"
     places = {each: f"dgm.{each}" for each in __all__}
     for module in __all__:
         for each in getattr(globals()[module], "__all__", ()):

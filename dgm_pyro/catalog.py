@@ -19,7 +19,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from dgm_pyro.checks import as_shape, check_choice, check_count, check_type, close_to
+from dgm_pyro import guesses
+from dgm_pyro.checks import answering, as_shape, check_choice, check_count, check_type, close_to
 from dgm_pyro.data import Data
 from dgm_pyro.families import multiscale
 from dgm_pyro.families.anyorder import AnyOrder
@@ -864,6 +865,7 @@ def build(
 ) -> Any: ...
 
 
+@answering
 def build(
     model: str,
     data: Data,
@@ -932,7 +934,7 @@ def build(
     >>> type(dgm.build("maf", dgm.data.load("moons")))
     <class 'dgm_pyro.families.standardized.Standardized'>
     """
-    check_choice(model, MODELS, "model")
+    check_choice(model, MODELS, "model", guesses.MODELS)
     if not isinstance(data, Data):
         raise TypeError(f"data must be a dgm.data.Data, got {type(data).__name__}: wrap a tensor in dgm.Data(x, y)")
     parts = {
@@ -971,7 +973,7 @@ def build(
         warnings.warn(
             f"{data.name} has event_shape {tuple(data.event_shape)}, which is treated as a vector of features: if it "
             "holds images, pass them as (N, 1, H, W), x.unsqueeze(1)",
-            stacklevel=2,
+            stacklevel=3,  # past build and its decorator
         )
     given = data.given
     if given is not None and (labeled or model == "classifier"):
@@ -1178,7 +1180,9 @@ def units_of(x: torch.Tensor, argument: str = "x") -> Units:
         ),
     ):
         if trouble.any():
-            warnings.warn(f"feature {int(trouble.int().argmax())} of {argument} {message}", stacklevel=3)
+            warnings.warn(
+                f"feature {int(trouble.int().argmax())} of {argument} {message}", stacklevel=4
+            )  # past build and its decorator
     shape = (features, *(1,) * (x.dim() - 2)) if image else x.shape[1:]
     scale = torch.where(constant, 1.0, scale)
     return shift.to(x.dtype).reshape(shape), scale.to(torch.get_default_dtype()).reshape(shape)

@@ -6,16 +6,24 @@ They import neither programs nor Pyro, so every module can use them.
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import math
 import os
-from collections.abc import Collection, Iterable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
+from dgm_pyro.guesses import ARGUMENTS
+
 Shape = torch.Size | tuple[Any, ...]
+F = TypeVar("F", bound=Callable[..., Any])
+NO_GUESSES: Mapping[str, str] = MappingProxyType({})
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -90,15 +98,38 @@ def generator(seed: Any) -> torch.Generator:
     return torch.Generator().manual_seed(check_seed(seed))
 
 
-def check_choice(value: Any, choices: Collection[str], argument: str) -> None:
+def check_choice(value: Any, choices: Collection[str], argument: str, guesses: Mapping[str, str] = NO_GUESSES) -> None:
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{argument} must be one of {', '.join(choices)}, got {value!r}{close_to(value, choices)}")
+        known = ", ".join(choices)
+        raise ValueError(f"{argument} must be one of {known}, got {value!r}{close_to(value, choices, guesses)}")
 
 
-def close_to(name: Any, choices: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known name with the closest spelling, if there is one."""
-    close = nearest_name(name, choices) if isinstance(name, str) else None
+def close_to(name: Any, choices: Iterable[str], guesses: Mapping[str, str] = NO_GUESSES) -> str:
+    """The end of a message about an unknown name: the known name that was meant, if it can be told.
+
+    Args:
+        guesses: names in use elsewhere, and the choices for them; without one, the spelling decides.
+    """
+    if not isinstance(name, str):
+        return ""
+    choices = list(choices)
+    guessed = guesses.get(re.sub("[ _-]+", "-", name.lower()), guesses.get(name))
+    close = guessed if guessed in choices else nearest_name(name, choices)
     return "" if close is None else f" (did you mean {close!r}?)"
+
+
+def answering(function: F) -> F:
+    """``function``, with an error about an unknown argument that names the one that was meant."""
+    names, called = inspect.signature(function).parameters, function.__qualname__.removesuffix(".__init__")
+
+    @functools.wraps(function)
+    def answer(*args: Any, **options: Any) -> Any:
+        for name in options:
+            if name not in names:
+                raise TypeError(f"{called} takes no {name}{close_to(name, names, ARGUMENTS)}")
+        return function(*args, **options)
+
+    return cast(F, answer)
 
 
 def nearest_name(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:

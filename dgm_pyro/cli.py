@@ -14,6 +14,7 @@ import inspect
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgm_pyro.old_names import FLAGS
+from dgm_pyro.guesses import COMMANDS, FLAGS
+from dgm_pyro.old_names import FLAGS as OLD_FLAGS
 from dgm_pyro.training.options import TrainingOptions, option_types, value_of
 
 # Modules that are slow to import are imported by the commands that need them.
@@ -1126,15 +1128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("DGM_DEBUG"):
             raise
         if hasattr(error, "format_message"):  # typer's error about the command line
-            context = getattr(error, "ctx", None)
-            command = context.command_path if context else "dgm"
-            options = {name for each in context.command.params for name in each.opts} if context else set()
-            renamed = FLAGS.get(getattr(error, "option_name", ""), "").split(" or ")
-            now = " or ".join(name for name in renamed if name in options)
-            remedy = f"it is {now} now, see" if now else "see"
-            if now:
-                error.possibilities = []  # type: ignore[attr-defined]  # which click guesses by their letters
-            return _print_error(f"{error.format_message()} ({remedy} {command} --help)", getattr(error, "exit_code", 2))
+            return _print_error(_about_usage(error), getattr(error, "exit_code", 2))
         if _is_out_of_memory(error):
             return _print_error(
                 f"there is not enough memory: ask for fewer data, draws or particles at once ({error})", 1
@@ -1142,6 +1136,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, _errors_of_bad_input()):
             raise
         return _print_error(str(error), 1)
+
+
+def _about_usage(error: Any) -> str:
+    """The message of typer's ``error`` about the command line, with the name that was meant."""
+    context, message = getattr(error, "ctx", None), error.format_message()
+    options = {name for each in context.command.params for name in each.opts} if context else set()
+    known = {**FLAGS, **OLD_FLAGS}.get(getattr(error, "option_name", ""), "").split(" or ")
+    meant = " or ".join(name for name in known if name in options)
+    if unknown := re.match(r"No such command '(.+?)'\.", message):
+        meant = COMMANDS.get(unknown[1].lower(), "")
+    if meant:  # without the names that click guesses by their letters
+        error.possibilities = []
+        message = unknown[0] if unknown else error.format_message()
+    remedy = f"use {meant}, see" if meant else "see"
+    return f"{message} ({remedy} {context.command_path if context else 'dgm'} --help)"
 
 
 def _is_first_to_fail() -> bool:

@@ -26,7 +26,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ import dgm_pyro.published as published
 import dgm_pyro.sources as sources
 from dgm_pyro.checks import (
     INTEGERS,
+    answering,
     as_shape,
     check_count,
     check_dense,
@@ -277,6 +278,9 @@ class Data:
         missing = "" if seen.mask is None else f", {1 - seen.mask.double().mean():.1%} missing"
         shape, dtype = (len(self), *self.event_shape), str(seen.x.dtype).removeprefix("torch.")
         return f"{type(self).__name__}({self.name!r}, x={shape} {dtype}{values}{labels}{given}{missing})"
+
+
+Data.__init__ = answering(Data.__init__)  # type: ignore[method-assign]
 
 
 WINDOW, BLOCK = 2**27, 2**21
@@ -856,6 +860,14 @@ def load(
     # One stream per seed and split: no test point is a training point.
     random = np.random.default_rng((check_seed(seed), ("train", "valid", "test").index(split)))
     return chosen.make(name, split, data_dir, random, num_data)
+
+
+if not TYPE_CHECKING:  # a checker of types would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        data_set = name.removeprefix("load_").replace("_", "-")
+        remedy = f": use dgm.data.load({data_set!r})" if data_set in NAMES else ""
+        raise AttributeError(f"dgm_pyro.data has no {name!r}{remedy}")
 
 
 def subset(data: Data, num_data: int | None, random: np.random.Generator, split: str) -> Data:

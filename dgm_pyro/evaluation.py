@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import check_counts, check_dense, check_type, find_device
+from dgm_pyro.checks import answering, check_counts, check_dense, check_type, find_device
 from dgm_pyro.data import Data, StoredData
 from dgm_pyro.families.autoguide import weigh
 from dgm_pyro.families.continuous import ContinuousDiffusion
@@ -202,6 +202,7 @@ def squared_mmd(a: Tensor, b: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]
     return within(a) + within(b) - 2 * total(a, b) / (len(a) * len(b))
 
 
+@answering
 @alone()
 def evaluate(
     program: Program | Posterior,

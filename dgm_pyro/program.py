@@ -29,7 +29,7 @@ import reprlib
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import pyro
 import torch
@@ -49,6 +49,7 @@ import dgm_pyro.factors as factors
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import Shape, check_count, check_dense, check_finite, check_seed, check_tensor
 from dgm_pyro.data import Data
+from dgm_pyro.guesses import METHODS
 from dgm_pyro.networks.mlp import apply_network, eval_mode
 
 __all__ = [
@@ -182,6 +183,24 @@ class Program(nn.Module):
     tractable: bool = False
     variable: str = "x"
     any_precision: bool = False
+
+    if not TYPE_CHECKING:  # a checker of types would take any name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                if name not in METHODS:
+                    raise
+                raise AttributeError(f"{type(self).__name__} has no {name!r}: use {METHODS[name]}") from None
+
+    def train(self: P, mode: bool = True) -> P:
+        """Set training mode, as `torch.nn.Module.train` does; `dgm.fit` trains the program."""
+        if not isinstance(mode, bool):
+            raise TypeError(
+                f"mode must be a bool, got {type(mode).__name__}: to train a program, use dgm.fit(program, data)"
+            )
+        return super().train(mode)
 
     def joint(self, name: str, value: Tensor | None = None, given: Any = None) -> Tensor:
         """State p(name, latents | given), observing ``value`` if there is one.

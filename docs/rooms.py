@@ -40,8 +40,8 @@ FLOORS: tuple[dict[str, str], ...] = (
         "files": "whole files, one writer",
         "results": "tables and what holds them",
         "sources": "reading of files",
-        "old_names": "of older files",
     },
+    {"old_names": "of older files", "guesses": "of other libraries"},
 )
 
 

@@ -8,10 +8,17 @@ import sys
 import pyro.distributions as dist
 import pytest
 import torch
+import typer
 from programs import CASES
 from torch import nn
 
 import dgm_pyro as dgm
+from dgm_pyro import catalog, cli, guesses
+
+DATA = dgm.Data(torch.randn(20, 3))
+FUNCTIONS = [dgm.build, dgm.fit, dgm.evaluate, dgm.load, dgm.save, dgm.Data]
+COMMANDS = typer.main.get_command(cli.app).commands
+OPTIONS = {name for command in COMMANDS.values() for each in command.params for name in each.opts}
 
 
 def vae():
@@ -75,6 +82,132 @@ def test_a_distribution_where_a_program_belongs(wrong):
         wrong()
 
 
+@pytest.mark.parametrize("guess", guesses.ARGUMENTS)
+def test_an_argument_is_answered_by_ours(guess):
+    meant = guesses.ARGUMENTS[guess]
+    takers = [each for each in FUNCTIONS if meant in inspect.signature(each).parameters]
+    assert takers
+    for function in takers:
+        assert guess not in inspect.signature(function).parameters
+        with pytest.raises(TypeError, match=rf"^{function.__name__} takes no {guess} \(did you mean '{meant}'\?\)"):
+            function(**{guess: None})
+
+
+@pytest.mark.parametrize(
+    ("function", "guess", "meant"),
+    [
+        (dgm.build, "latent_dim", "latent_size"),
+        (dgm.build, "hidden_dims", "hidden"),
+        (dgm.fit, "num_epochs", "epochs"),
+        (dgm.fit, "n_epochs", "epochs"),
+        (dgm.fit, "optim", "optimizer"),
+        (dgm.fit, "validation_data", "validation"),
+        (dgm.evaluate, "n_particles", "num_particles"),
+    ],
+)
+def test_an_argument_that_is_spelled_much_alike_needs_no_table(function, guess, meant):
+    assert guess not in guesses.ARGUMENTS
+    with pytest.raises(TypeError, match=rf"takes no {guess} \(did you mean '{meant}'\?\)"):
+        function(None, None, **{guess: 1})
+
+
+def test_an_argument_unlike_any_is_named_alone():
+    with pytest.raises(TypeError, match=r"^fit takes no xyzzy$"):
+        dgm.fit(None, None, xyzzy=1)
+
+
+def test_arguments_that_are_known_are_passed_on():
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'path'"):
+        dgm.save(dgm.build("made", DATA))
+
+
+@pytest.mark.parametrize("guess", guesses.MODELS)
+def test_a_model_is_answered_by_ours(guess):
+    assert guess not in catalog.MODELS
+    for spelled in (guess, guess.upper(), guess.replace("-", "_"), guess.replace("-", " ")):
+        with pytest.raises(ValueError, match=re.escape(f"(did you mean '{guesses.MODELS[guess]}'?)")):
+            dgm.build(spelled, DATA)
+
+
+@pytest.mark.parametrize("guess", guesses.COMMANDS)
+def test_a_command_is_answered_by_ours(guess, capsys):
+    assert guess not in COMMANDS
+    assert guesses.COMMANDS[guess] in COMMANDS
+    assert cli.main([guess, "x"]) == 2
+    assert f"No such command '{guess}'. (use {guesses.COMMANDS[guess]}, see dgm --help)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("guess", guesses.FLAGS)
+def test_an_option_is_answered_by_ours(guess, capsys):
+    assert guess not in OPTIONS
+    taker = next(
+        name
+        for name, each in COMMANDS.items()
+        if guesses.FLAGS[guess] in {option for parameter in each.params for option in parameter.opts}
+    )
+    assert cli.main([taker, guess, "3"]) == 2
+    assert f"No such option: {guess} (use {guesses.FLAGS[guess]}, see dgm {taker} --help)" in capsys.readouterr().err
+
+
+def exists(remedy):
+    """Whether every name of the form dgm.x.y in the text can be had."""
+    for found in re.findall(r"dgm\.([\w.]*\w)", remedy):
+        place = dgm
+        for name in found.split("."):
+            place = getattr(place, name)
+    return True
+
+
+@pytest.mark.parametrize("guess", guesses.PUBLIC)
+def test_a_public_name_is_answered_by_what_to_use(guess):
+    with pytest.raises(AttributeError, match=re.escape(f"dgm_pyro has no {guess!r}: use {guesses.PUBLIC[guess]}")):
+        getattr(dgm, guess)
+    assert exists(guesses.PUBLIC[guess])
+
+
+@pytest.mark.parametrize("guess", guesses.METHODS)
+@pytest.mark.parametrize("standardize", [True, False])
+def test_a_method_is_answered_by_what_to_use(guess, standardize):
+    program = dgm.build("vae", DATA, standardize=standardize)
+    name = type(program).__name__
+    with pytest.raises(AttributeError, match=re.escape(f"{name} has no {guess!r}: use {guesses.METHODS[guess]}")):
+        getattr(program, guess)
+    assert not hasattr(program, guess)
+    assert exists(guesses.METHODS[guess])
+
+
+def test_what_to_use_in_the_place_of_a_method_runs():
+    program = dgm.build("vae", dgm.data.load("digits-binary"), latent_size=2)
+    x = dgm.data.load("digits-binary").x[:4]
+    bound = dgm.ELBO()(program, x).value
+    assert bound.shape == dgm.evaluate(program, x).values.shape == (4,)
+    assert program.decode(program.encode(x)).shape == program.sample(4).shape == x.shape
+
+
+def test_a_part_may_have_a_name_that_is_a_guess():
+    class Scored(dgm.Normal):
+        def __init__(self):
+            super().__init__(2)
+            self.loss = torch.nn.Linear(2, 1)
+
+    assert isinstance(Scored().loss, torch.nn.Linear)
+
+
+def test_training_mode_is_no_training():
+    program = dgm.build("made", DATA)
+    assert program.train() is program
+    assert not program.train(False).training
+    with pytest.raises(TypeError, match=r"mode must be a bool, got Data: to train a program, use dgm\.fit\("):
+        program.train(DATA)
+
+
+@pytest.mark.parametrize("guess", ["mnist", "load_digits", "digits_binary"])
+def test_a_data_set_is_answered_by_load(guess):
+    name = guess.removeprefix("load_").replace("_", "-")
+    with pytest.raises(AttributeError, match=re.escape(f"use dgm.data.load({name!r})")):
+        getattr(dgm.data, guess)
+
+
 def test_the_version():
     assert dgm.__version__
 
@@ -85,3 +218,22 @@ def test_help_imports_no_torch(arguments):
     run = f"import sys\nfrom dgm_pyro.cli import main\nassert main({list(arguments)}) == 0\n"
     ask = run + "assert not {'torch', 'pyro', 'numpy', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("warns", "message"),
+    [
+        (lambda: dgm.build("made", dgm.Data(torch.ones(9, 2))), "is constant"),
+        (lambda: dgm.build("made", dgm.Data(torch.randn(9, 2, 2))), "treated as a vector"),
+        (
+            lambda: dgm.fit(
+                dgm.build("made", DATA, standardize=False), DATA.x + 1000, epochs=1, validation=None, progress=False
+            ),
+            "has mean",
+        ),
+    ],
+)
+def test_a_warning_names_the_line_of_the_caller(warns, message):
+    with pytest.warns(UserWarning, match=message) as warned:
+        warns()
+    assert {each.filename for each in warned} == {__file__}

@@ -86,9 +86,7 @@ def test_an_old_option_is_answered_by_the_new_one(flag, capsys):
             continue
         now = " or ".join(name for name in old_names.FLAGS[flag].split(" or ") if name in has)
         assert cli.main([command.name, flag, "3"]) == 2
-        answer = (
-            f": {flag} (it is {now} now, see dgm {command.name} --help)" if now else f"(see dgm {command.name} --help)"
-        )
+        answer = f": {flag} (use {now}, see dgm {command.name} --help)" if now else f"(see dgm {command.name} --help)"
         assert answer in capsys.readouterr().err
 
 

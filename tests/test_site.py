@@ -17,7 +17,8 @@ NO_REFERENCE = {
     "dgm_pyro.api",  # whose names are documented where they are defined
     "dgm_pyro.cli",  # for who calls `dgm`, not for who imports
     *(
-        f"dgm_pyro.{name}" for name in ("checks", "families.transforms", "files", "old_names", "published", "sources")
+        f"dgm_pyro.{name}"
+        for name in ("checks", "families.transforms", "files", "guesses", "old_names", "published", "sources")
     ),  # helpers
     *(f"dgm_pyro.diagnosis.{name}" for name in ("loss", "messages", "reach", "supports")),
     *(f"dgm_pyro.training.{name}" for name in ("cuda_graph", "optimizers", "step")),

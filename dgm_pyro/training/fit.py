@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from tqdm import tqdm
 
-from dgm_pyro.checks import check_path, check_type
+from dgm_pyro.checks import answering, check_path, check_type
 from dgm_pyro.data import Batches, Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device
 from dgm_pyro.families.columns import Columns
@@ -654,6 +654,7 @@ class Training:
 
 
 @documented
+@answering
 @alone()
 @differentiating("fit")
 def fit(
@@ -960,7 +961,7 @@ def _check_scale(program: Program, data: Data) -> None:
             f"feature {i} of the data has mean {mean[i]:.4g} and standard deviation {spread[i]:.4g}, but training "
             "starts from scale 1 around 0: train dgm.Standardized(program, x.mean(0), x.std(0)), and drop constant "
             "features",
-            stacklevel=6,  # past Training, and fit with its two decorators
+            stacklevel=7,  # past Training, and fit with its three decorators
         )
 
 

@@ -22,8 +22,8 @@ from dgm_pyro.program import Program
 from dgm_pyro.training.compilation import Sums, Terms, check_compilable, export, optimized
 from dgm_pyro.training.distributed import ProcessGroup
 
-# Stack level from a warning in a step to the caller of `fit`: methods of `Training`, and fit with its two decorators.
-CALLER = 9
+# Stack level from a warning in a step to the caller of `fit`: methods of `Training`, and fit with its three decorators.
+CALLER = 10
 
 
 class PyroObjective:

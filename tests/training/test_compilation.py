@@ -801,8 +801,9 @@ def test_what_cannot_be_compiled_goes_on_without_unless_it_was_asked_for(monkeyp
     program = vae(dgm.Normal(2))
     program.likelihood.network = Looking()
     options = {"epochs": 2, "batch_size": 5, "progress": False, "validation": None}
-    with pytest.warns(UserWarning, match=r"continues uncompiled: .*`if z.sum"):
+    with pytest.warns(UserWarning, match=r"continues uncompiled: .*`if z.sum") as warned:
         history = dgm.fit(program, torch.randn(20, 2), **options)
+    assert {each.filename for each in warned} == {__file__}, "it names the caller's line"
     assert not history.compiled
     assert all(map(math.isfinite, history.losses))
     with pytest.raises(CompilationError, match=r"`if z\.sum"):
