@@ -595,6 +595,11 @@ class _Folder:
         return cls([*itertools.chain.from_iterable(of_class.values())], tuple(of_class), label)
 
 
+def image_files(folder: Path) -> list[str]:
+    """The files of a folder of images in the order of the data, relative to it."""
+    return [str(file.relative_to(folder)) for file in _Folder.of(folder).files]
+
+
 def _arrays_of_folder(folder: _Folder, choice: Choice) -> Arrays:
     return _quantized_images(pictures(folder.files, choice), folder.label, choice)
 

@@ -423,6 +423,7 @@ CALLS = {
     ),
     # methods of programs
     "Program.sample": Call(dict(num_samples=2), of=vae),
+    "Program.train": Call(dict(mode=True), {"mode": [None, 3, "x", X]}, of=vae),
     "Program.formula": Call(dict(given=None), {"given": [3, "x", X]}, of=vae),
     "formula": Call(dict(source=vae), {"source": [None, 3, "x"]}, free=("args", "kwargs")),
     "Program.encode": Call(dict(x=X, site="z", num_samples=2), {"site": ["no", 3]}, of=vae),
@@ -950,7 +951,8 @@ EXCLUDED = {
     ],
     "no arguments": [
         "objectives.SimpleWeight", "objectives.simple",
-        "adversarial.energy", "networks.NormalCDF", "networks.Sigmoid", "samplers.Ancestral", "samplers.DPMSolver",
+        "adversarial.energy", "networks.NormalCDF", "networks.Sigmoid", "plots.photographs",
+        "samplers.Ancestral", "samplers.DPMSolver",
         "samplers.Heun",
     ],
     "reports what is wrong with its arguments instead": ["doctor"],

@@ -104,6 +104,18 @@ def test_samples_say_what_they_are_given_by_name(page, tmp_path, capfd):
     assert "2 samples of maf on plant, given hour = 18" in capfd.readouterr().out
 
 
+def test_gray_images_are_drawn_as_photographs(page):
+    with Image.open(page / "pixels" / "samples.png") as picture:
+        dark = np.mean(np.asarray(picture.convert("L")) < 64)
+    assert dark > 0.2, "digits are mostly 0, which is black, on white paper"
+
+
+def test_anomalous_images_are_named_by_their_files(page):
+    rows = rows_of(page / "pixels" / "anomalies.csv")
+    files = sorted(each.name for each in (page / "pictures" / "class-1").iterdir())
+    assert [row["file"] for row in sorted(rows, key=lambda row: int(row["index"]))] == files
+
+
 def test_images_are_written_as_images(page):
     files = sorted((page / "pixels" / "samples").glob("*.png"))
     assert len(files) == 9

@@ -5,6 +5,7 @@ A function that writes is called ``..._into``. It takes the path of its picture,
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ from dgm_pyro.infer.gaps import Gaps
 from dgm_pyro.objectives import OBJECTIVES
 from dgm_pyro.program import Program, seeded
 from dgm_pyro.results import Result, Table, as_csv
+from dgm_pyro.sources import image_files
 from dgm_pyro.training import distributed
 from dgm_pyro.training.adversarial import COMPARISONS
 from dgm_pyro.training.fit import History
@@ -95,6 +97,10 @@ class OpenRun:
     def columns(self) -> list[str] | None:
         """Names of the columns of x, if it is a table of reals."""
         return self.record.reading.get("columns") if self.program.levels is None else None
+
+    def as_stored(self) -> contextlib.AbstractContextManager[None]:
+        """Draw gray images of a user's files as photographs, and those of named data sets as ink on paper."""
+        return plots.photographs() if self.record.reading else contextlib.nullcontext()
 
     def output(self, out: Path | None, name: str) -> Path:
         """``out``, or by default the file ``name`` in the run."""
@@ -281,7 +287,8 @@ def sample_into(
     about = f"{run}" + ("" if class_name is None else f", class {class_name}")
     values = [" = ".join(each) for each in zip(needed, given, strict=True)] if needed and given else given
     what = f"{num_samples} samples of {about}" + ("" if values is None else f", given {', '.join(values)}")
-    shown = plots.samples(x, levels=run.program.levels, title=what, columns=run.columns, words=run.record.words)
+    with run.as_stored():
+        shown = plots.samples(x, levels=run.program.levels, title=what, columns=run.columns, words=run.record.words)
     plots.write_picture(picture, shown)
     written = runs.write_alike(picture.with_suffix(""), x, run.record, run.program.levels)
     return Drawn(x, what, (picture, written))
@@ -346,15 +353,16 @@ def impute_into(
         **options,
     ).cpu()
     about = f"{run}, {f'{region} hidden' if region else 'missing values drawn'}"
-    shown = plots.imputations(
-        x[:8],
-        seen[:8],
-        drawn[:, :8],
-        levels=run.program.levels,
-        title=about,
-        columns=run.columns,
-        words=run.record.words,
-    )
+    with run.as_stored():
+        shown = plots.imputations(
+            x[:8],
+            seen[:8],
+            drawn[:, :8],
+            levels=run.program.levels,
+            title=about,
+            columns=run.columns,
+            words=run.record.words,
+        )
     plots.write_picture(picture, shown)
     places = {
         "row": [i for _ in range(num_samples) for i in range(len(x))],
@@ -474,7 +482,8 @@ def gaps_into(
         if plots.is_picture(points.x):
             name = f"{picture.stem}-{run.folder.name}-worst" if len(opened) > 1 else f"{picture.stem}-worst"
             title = f"Worst explained by {run.folder.name}"
-            worst = plots.worst_explained(gaps, levels=run.program.levels, title=title)
+            with run.as_stored():
+                worst = plots.worst_explained(gaps, levels=run.program.levels, title=title)
             plots.write_picture(picture.with_name(f"{name}.png"), worst)
     short = {folder.name for folder in found}
     names = {folder.name if len(short) == len(found) else str(folder): each for folder, each in found.items()}
@@ -531,13 +540,14 @@ def detect_into(
     share = f"{int(flagged.sum())} of {len(flagged)}"
     if run.columns is None:
         title = f"Most anomalous for {run} first, by {score}: {share} are flagged"
-        shown = plots.samples(points.x[found.ranked[:36]], levels=run.program.levels, title=title)
+        with run.as_stored():
+            shown = plots.samples(points.x[found.ranked[:36]], levels=run.program.levels, title=title)
     else:
         title = f"{data}, and what {run} flags by {score}: {share} rows"
         shown = plots.by_column(points.x, run.columns, words=run.record.words, marked=flagged, title=title)
     plots.write_picture(picture, shown)
     table = picture.with_suffix(".csv")
-    write_text(table, as_csv(found.records()))
+    write_text(table, as_csv(_with_files(found.records(), data)))
     facts = {"run": str(run.folder), "data": data}
     return Shown(found, f"{run}: ", f"{picture} and {table}: the most anomalous first", facts)
 
@@ -553,14 +563,23 @@ def classify_into(run: OpenRun, out: Path | None, data: str, **options: Any) -> 
     check_whole(points, f"a run of {run.record.model}")
     found = classification.answer(run.program, points.x, reference.x, **options)
     table.parent.mkdir(parents=True, exist_ok=True)
-    write_text(table, as_csv(_by_name(found.records(), run.record.reading.get("classes"))))
+    write_text(table, as_csv(_with_files(_by_name(found.records(), run.record.reading.get("classes")), data)))
     written = str(table)
     if plots.is_picture(points.x):
         picture, title = table.with_suffix(".png"), f"{run}: answers, struck if rejected"
         shown = points.x[:36], found.probabilities[:36], found.rejected[:36]
-        plots.write_picture(picture, plots.answers(*shown, levels=reference.levels, title=title))
+        with run.as_stored():
+            plots.write_picture(picture, plots.answers(*shown, levels=reference.levels, title=title))
         written += f" and {picture}"
     return Shown(found, f"{run}: ", written, {"run": str(run.folder), "data": data})
+
+
+def _with_files(records: list[dict[str, Any]], data: str) -> list[dict[str, Any]]:
+    """The records of data, with the file of each if the data are a folder of images."""
+    if data in NAMES or not Path(data).is_dir():
+        return records
+    files = image_files(Path(data))
+    return [{"index": each["index"], "file": files[each["index"]], **each} for each in records]
 
 
 def _by_name(records: list[dict[str, Any]], classes: list[str] | None) -> list[dict[str, Any]]:
@@ -616,7 +635,9 @@ def represent_into(
     found = representations.represent(run.program, points, train, seed=seed, **options)
     title = f"{found.site} of {len(points)} data, {run}"
     written = [picture.with_suffix(".npy")]
-    for name, figure in plots.representation(found, run.program, points.x, curve=curve, title=title).items():
+    with run.as_stored():
+        figures = plots.representation(found, run.program, points.x, curve=curve, title=title)
+    for name, figure in figures.items():
         written.append(picture if name == "map" else picture.with_name(f"{picture.stem}-{name}.png"))
         plots.write_picture(written[-1], figure)
     written[0].parent.mkdir(parents=True, exist_ok=True)

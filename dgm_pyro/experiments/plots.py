@@ -83,6 +83,7 @@ __all__ = [
     "learning_curves",
     "marginals",
     "pairs",
+    "photographs",
     "plane",
     "predictions",
     "reliability",
@@ -103,7 +104,10 @@ DPI = 200
 
 @dataclass(frozen=True)
 class Theme:
-    """Colors: ``paper`` behind everything, ``ink`` for text, ``muted`` for axes, ``rule`` for grid lines."""
+    """Colors: ``paper`` behind everything, ``ink`` for text, ``muted`` for axes, ``rule`` for grid lines.
+
+    ``photographs`` is whether gray images are drawn from black to white; by default they are ink on paper.
+    """
 
     paper: str
     ink: str
@@ -111,11 +115,17 @@ class Theme:
     rule: str
     series: tuple[str, ...]
     classes: tuple[str, ...]
+    photographs: bool = False
 
     @property
     def gray(self) -> Colormap:
         """Color map from paper (nothing) to ink (everything)."""
         return LinearSegmentedColormap.from_list("gray", [self.paper, self.ink])
+
+    @property
+    def pixels(self) -> Colormap:
+        """Color map of gray images."""
+        return LinearSegmentedColormap.from_list("pixels", ["black", "white"]) if self.photographs else self.gray
 
     @property
     def heat(self) -> Colormap:
@@ -232,6 +242,16 @@ def theme(name: str) -> Iterator[Theme]:
         _theme.reset(token)
 
 
+@contextlib.contextmanager
+def photographs() -> Iterator[None]:
+    """Draw the gray images in the figures made inside as photographs: 0 is black and the highest value white."""
+    token = _theme.set(replace(_theme.get(), photographs=True))
+    try:
+        yield
+    finally:
+        _theme.reset(token)
+
+
 P = ParamSpec("P")
 
 
@@ -284,7 +304,8 @@ def images(
     column_labels: Sequence[str] = (),
     covered: Tensor | None = None,
 ) -> Figure:
-    """A grid of images. With one channel, the value 0 has the color of the paper and the highest that of ink.
+    """A grid of images. With one channel, 0 has the color of the paper and the highest value that of ink, or as in
+    `photographs`.
 
     Args:
         x: ``(N, 1, H, W)``, or ``(N, 3, H, W)`` in red, green and blue; row by row.
@@ -325,7 +346,7 @@ def images(
     total = down + 0.17 * len(lines) + 0.12 * bool(lines) + 0.22 * bool(column_labels) + 0.1
     figure = Figure(figsize=(WIDTH, total))
     axes = figure.add_axes((margin / WIDTH + 0.01, 0.05 / total, across / WIDTH, down / total))
-    colors = _theme.get().gray.with_extremes(bad=_theme.get().paper)
+    colors = _theme.get().pixels.with_extremes(bad=_theme.get().paper)
     # A frame of paper and ink, so that the outline of a blank image is visible too.
     axes.imshow(mosaic, cmap=colors, vmin=0, vmax=1, interpolation="nearest")
     cover = ListedColormap([_theme.get().series[5]])
@@ -1149,7 +1170,7 @@ def answers(
         if i >= len(x):
             continue
         (height, width), (share, guess) = x.shape[2:], probabilities[i].max(-1)
-        axes.imshow(values[i], cmap=colors.gray, vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(values[i], cmap=colors.pixels, vmin=0, vmax=1, interpolation="nearest")
         axes.add_patch(Rectangle((-0.5, -0.5), width, height, fill=False, edgecolor=colors.rule, linewidth=0.6))
         axes.set_title(f"{int(guess)}: {100 * float(share):.0f} %", size=8, pad=2)
         if rejected[i]:

@@ -110,6 +110,14 @@ def test_level_zero_is_paper_and_the_highest_level_ink():
     assert [matplotlib.colors.to_hex(color) for color in colors] == [theme.paper, theme.ink]
 
 
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_level_zero_of_a_photograph_is_black_and_the_highest_level_white(name):
+    with plots.theme(name), plots.photographs():
+        drawn = plots.images(torch.tensor([0, 16]).reshape(2, 1, 1, 1), levels=17).axes[0].images[0]
+    shades = drawn.to_rgba(drawn.get_array())[0, [0, 2], :3]
+    assert shades.tolist() == [[0, 0, 0], [1, 1, 1]]
+
+
 @pytest.mark.parametrize("shape", [(4, 2, 8, 8), (4, 8, 8), (0, 1, 8, 8)])
 def test_images_refuse_what_is_none(shape):
     with pytest.raises(ValueError, match="images are"):
