@@ -18,6 +18,7 @@ import jupytext
 import nbformat
 import pyro
 import pytest
+import torch
 from conftest import pytest_terminal_summary
 from scripts import load_script
 
@@ -74,6 +75,7 @@ def forked(script, folder):
                 sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(number, "w", closefd=False)) for number in (1, 2))
                 os.chdir(folder)
                 os.environ.update(SETTINGS)
+                torch.set_num_threads(1)  # a child has none of OpenMP's threads, and would wait for them
                 warnings.resetwarnings()
                 warnings.simplefilter("error")
                 warnings.filterwarnings("ignore", "`torch.jit.script_method`", DeprecationWarning)
