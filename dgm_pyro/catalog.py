@@ -19,7 +19,6 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from dgm_pyro import guesses
 from dgm_pyro.checks import answering, as_shape, check_choice, check_count, check_type, close_to
 from dgm_pyro.data import Data
 from dgm_pyro.families import multiscale
@@ -62,6 +61,7 @@ from dgm_pyro.families.quantized import Embedded, VectorQuantizer
 from dgm_pyro.families.standardized import Standardized
 from dgm_pyro.families.transforms import line_of
 from dgm_pyro.families.vae import VAE
+from dgm_pyro.guesses import MODELS as GUESSES
 from dgm_pyro.networks import (
     MADE,
     MLP,
@@ -934,7 +934,7 @@ def build(
     >>> type(dgm.build("maf", dgm.data.load("moons")))
     <class 'dgm_pyro.families.standardized.Standardized'>
     """
-    check_choice(model, MODELS, "model", guesses.MODELS)
+    check_choice(model, MODELS, "model", GUESSES)
     if not isinstance(data, Data):
         raise TypeError(f"data must be a dgm.data.Data, got {type(data).__name__}: wrap a tensor in dgm.Data(x, y)")
     parts = {
