@@ -423,6 +423,11 @@ def vae(
         size = LATENT_SIZE if is_image(data) else 2
     hidden = None if hidden is None else as_shape(hidden, "hidden")
     made = prior if isinstance(prior, Program) else encoder if isinstance(encoder, Program) else None
+    if latent_size is not None and made is not None:
+        raise ValueError(
+            f"latent_size is {latent_size}, but the {'prior' if made is prior else 'encoder'} that was passed has "
+            f"event_shape {tuple(made.event_shape)}: leave latent_size out"
+        )
     one_class = prior == "categorical" if made is None else made.event_shape == ()
     clusters = (size if made is None else made.levels) if one_class else None
     coded = prior in ("codes", "codes-uniform") if made is None else isinstance(made, OneHot)
@@ -936,7 +941,10 @@ def build(
     """
     check_choice(model, MODELS, "model", GUESSES)
     if not isinstance(data, Data):
-        raise TypeError(f"data must be a dgm.data.Data, got {type(data).__name__}: wrap a tensor in dgm.Data(x, y)")
+        raise TypeError(
+            f"data must be a dgm.data.Data, got {type(data).__name__}: wrap tensors in dgm.Data(x, y), read arrays, "
+            "frames, datasets and files by dgm.data.open, and sets by name by dgm.data.load"
+        )
     parts = {
         "prior": prior,
         "encoder": encoder,

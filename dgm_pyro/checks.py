@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from dgm_pyro.guesses import ARGUMENTS
+from dgm_pyro.guesses import ARGUMENTS, REMEDIES
 
 Shape = torch.Size | tuple[Any, ...]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -126,7 +126,10 @@ def answering(function: F) -> F:
     def answer(*args: Any, **options: Any) -> Any:
         for name in options:
             if name not in names:
-                raise TypeError(f"{called} takes no {name}{close_to(name, names, ARGUMENTS)}")
+                remedy = REMEDIES.get(called, {}).get(name)
+                ours = [each for each in ARGUMENTS.get(name, ()) if each in names]
+                told = f": {remedy}" if remedy else close_to(name, names, {name: ours[0]} if ours else NO_GUESSES)
+                raise TypeError(f"{called} takes no {name}{told}")
         return function(*args, **options)
 
     return cast(F, answer)
@@ -180,9 +183,13 @@ def check_path(path: Any, argument: str) -> None:
 def check_dense(x: Any, argument: str) -> None:
     """Raise unless ``x`` is a dense tensor."""
     if not isinstance(x, Tensor):
-        remedy = (
-            f"{argument}.x" if isinstance(getattr(x, "x", None), Tensor) else f"torch.as_tensor({argument})"
-        )  # Data
+        remedy = f"torch.as_tensor({argument})"
+        if isinstance(getattr(x, "x", None), Tensor):  # Data
+            remedy = f"{argument}.x"
+        elif isinstance(x, int | float):
+            remedy = f"torch.tensor([{x!r}]), one per datum"
+        elif hasattr(x, "columns"):  # a frame, of which torch makes no tensor
+            remedy = f"dgm.data.open({argument}), or its .x"
         raise TypeError(f"{argument} must be a torch.Tensor, got {type(x).__name__}: use {remedy}")
     if x.is_nested or x.layout != torch.strided:
         raise TypeError(f"{argument} is a tensor of layout {x.layout}: use {argument}.to_dense()")
@@ -254,9 +261,8 @@ def check_tensor(x: Any, shape: Shape, argument: str, owner: str) -> None:
     """Raise unless ``x`` is a non-empty tensor of shape ``(B, *shape)``."""
     check_dense(x, argument)
     if x.dim() != len(shape) + 1 or x.shape[1:] != torch.Size(shape):
-        raise ValueError(
-            f"{argument} has shape {tuple(x.shape)}, but {owner} is {tuple(shape)}: pass (B, *{tuple(shape)})"
-        )
+        expected = f"(B, *{tuple(shape)})" if shape else "(B,), one number per datum"
+        raise ValueError(f"{argument} has shape {tuple(x.shape)}, but {owner} is {tuple(shape)}: pass {expected}")
     if len(x) == 0:
         raise ValueError(f"{argument} is empty: it has shape {tuple(x.shape)}")
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dgm_pyro.guesses import COMMANDS, FLAGS
+from dgm_pyro.guesses import COMMANDS, EXTRA, FLAGS
 from dgm_pyro.old_names import FLAGS as OLD_FLAGS
 from dgm_pyro.training.options import TrainingOptions, option_types, value_of
 
@@ -880,8 +880,12 @@ def infer(
         Path | None, _option("A .json file of the model's arguments by name. Default: the result of data() in FILE.py.")
     ] = None,
     guides: Annotated[
-        str, _option("Guides to fit, separated by commas: see dgm list, or name Pyro's AutoGuides.")
-    ] = "meanfield,fullrank,realnvp,nsf",
+        str | None,
+        _option(
+            "Guides to fit, separated by commas: see dgm list, or name Pyro's AutoGuides. Default: "
+            "meanfield,fullrank,realnvp,nsf; for a single latent meanfield,planar."
+        ),
+    ] = None,
     reference: Annotated[str, _option("Reference that the guides are compared with: nuts or none.")] = "nuts",
     gradient_steps: Annotated[int, _option("Number of gradient steps of each fit.")] = 1000,
     restarts: Annotated[
@@ -928,7 +932,7 @@ def infer(
             target,
             data,
             out,
-            guides=_comma_separated(guides),
+            guides=None if guides is None else _comma_separated(guides),
             reference=None if reference == "none" else reference,
             gradient_steps=gradient_steps,
             restarts=restarts,
@@ -1150,6 +1154,8 @@ def _about_usage(error: Any) -> str:
         error.possibilities = []
         message = unknown[0] if unknown else error.format_message()
     remedy = f"use {meant}, see" if meant else "see"
+    if context and "unexpected extra argument" in message and (about := EXTRA.get(context.command.name)):
+        remedy = f"{about}, see"
     return f"{message} ({remedy} {context.command_path if context else 'dgm'} --help)"
 
 

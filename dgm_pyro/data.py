@@ -55,6 +55,7 @@ from dgm_pyro.checks import (
     is_integer,
     near_name,
 )
+from dgm_pyro.guesses import MODULES
 
 __all__ = ["NAMES", "Batches", "Data", "StoredData", "load", "open"]
 
@@ -115,6 +116,8 @@ class Data:
     kinds: dict[str, sources.Kind] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.x, Tensor) and not hasattr(self.x, "x"):
+            raise TypeError(f"x must be a torch.Tensor, got {type(self.x).__name__}: use dgm.data.open(x)")
         check_dense(self.x, "x")
         if self.mask is not None:
             _check_mask(self.mask, self.x)
@@ -601,6 +604,7 @@ def _check_names(names: Any, argument: str, shape: Sequence[int]) -> None:
         )
 
 
+@answering
 def open(
     source: Any,
     *,
@@ -824,6 +828,7 @@ def _is_known(labels: np.ndarray) -> np.ndarray:
     return np.array([label is not None and label == label for label in labels.tolist()], dtype=bool)
 
 
+@answering
 def load(
     name: str,
     split: str = "train",
@@ -866,8 +871,8 @@ if not TYPE_CHECKING:  # a checker of types would take any name for one of ours
 
     def __getattr__(name: str) -> Any:
         data_set = name.removeprefix("load_").replace("_", "-")
-        remedy = f": use dgm.data.load({data_set!r})" if data_set in NAMES else ""
-        raise AttributeError(f"dgm_pyro.data has no {name!r}{remedy}")
+        remedy = f"dgm.data.load({data_set!r})" if data_set in NAMES else MODULES["data"].get(name)
+        raise AttributeError(f"dgm_pyro.data has no {name!r}" + (f": use {remedy}" if remedy else ""))
 
 
 def subset(data: Data, num_data: int | None, random: np.random.Generator, split: str) -> Data:

@@ -480,7 +480,10 @@ def as_data(program: Program, data: Any, argument: str = "data", *, missing: boo
         x = data.long() if program.levels is not None and data.is_floating_point() else data
         return Data(x=_as_reals(program, x), levels=program.levels, name="tensor")
     if not isinstance(data, Data):
-        raise TypeError(f"{argument} must be a dgm.data.Data or a torch.Tensor, got {type(data).__name__}")
+        raise TypeError(
+            f"{argument} must be a dgm.data.Data or a torch.Tensor, got {type(data).__name__}: read arrays, frames, "
+            "datasets and files by dgm.data.open, and sets by name by dgm.data.load"
+        )
     if isinstance(data, StoredData):  # their values are checked as they are read, their support by an even sample
         return data.alike(as_data(program, data.excerpt, argument, missing=missing))
     moved = data.to(place)

@@ -626,7 +626,10 @@ class Program(nn.Module):
     def check_given(self, given: Any, batch_size: int, *, values: bool = True) -> None:
         if not self.conditional:
             if given is not None:
-                raise ValueError(f"given was passed, but this {type(self).__name__} is not conditional: leave it out")
+                raise ValueError(
+                    f"given was passed, but this {type(self).__name__} is not conditional: leave it out, or build a "
+                    "program with labeled=True, or from data with a given"
+                )
             return
         if given is None:
             raise ValueError(f"this {type(self).__name__} is conditional: pass given, {self._describe_given()}")
@@ -663,7 +666,7 @@ class Program(nn.Module):
             raise TypeError(
                 f"sample of {type(self).__name__} takes no {', '.join(options)}: its arguments are num_samples and "
                 "given, such as given=torch.tensor([1]) for a class; a diffusion takes sampler, num_steps, spacing and "
-                "guidance, too"
+                "guidance, too" + ("; its seed is that of torch.manual_seed" if "seed" in options else "")
             )
         if isinstance(num_samples, tuple):
             raise TypeError(f"num_samples must be an integer, got the shape {tuple(num_samples)}: use "

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+import numpy
+import pandas
 import pyro.distributions as dist
 import pytest
 import torch
@@ -16,7 +18,10 @@ import dgm_pyro as dgm
 from dgm_pyro import catalog, cli, guesses
 
 DATA = dgm.Data(torch.randn(20, 3))
-FUNCTIONS = [dgm.build, dgm.fit, dgm.evaluate, dgm.load, dgm.save, dgm.Data]
+FUNCTIONS = [
+    dgm.build, dgm.fit, dgm.evaluate, dgm.load, dgm.save, dgm.Data, dgm.data.open, dgm.data.load, dgm.infer.nuts,
+    dgm.infer.compare,
+]  # fmt: skip
 COMMANDS = typer.main.get_command(cli.app).commands
 OPTIONS = {name for command in COMMANDS.values() for each in command.params for name in each.opts}
 
@@ -84,13 +89,27 @@ def test_a_distribution_where_a_program_belongs(wrong):
 
 @pytest.mark.parametrize("guess", guesses.ARGUMENTS)
 def test_an_argument_is_answered_by_ours(guess):
-    meant = guesses.ARGUMENTS[guess]
-    takers = [each for each in FUNCTIONS if meant in inspect.signature(each).parameters]
-    assert takers
-    for function in takers:
-        assert guess not in inspect.signature(function).parameters
-        with pytest.raises(TypeError, match=rf"^{function.__name__} takes no {guess} \(did you mean '{meant}'\?\)"):
+    found = set()
+    for function in FUNCTIONS:
+        parameters, name = inspect.signature(function).parameters, function.__name__
+        meant = next((each for each in guesses.ARGUMENTS[guess] if each in parameters), None)
+        if meant is None or guess in parameters or guess in guesses.REMEDIES.get(name, ()):
+            continue
+        with pytest.raises(TypeError, match=rf"^{name} takes no {guess} \(did you mean '{meant}'\?\)"):
             function(**{guess: None})
+        found.add(meant)
+    assert found == set(guesses.ARGUMENTS[guess])
+
+
+@pytest.mark.parametrize(
+    ("name", "guess"), [(name, guess) for name, each in guesses.REMEDIES.items() for guess in each]
+)
+def test_an_argument_of_which_we_have_none_is_answered_by_what_to_do(name, guess):
+    remedy = guesses.REMEDIES[name][guess]
+    assert guess not in inspect.signature(getattr(dgm, name)).parameters
+    with pytest.raises(TypeError, match=re.escape(f"{name} takes no {guess}: {remedy}")):
+        getattr(dgm, name)(**{guess: None})
+    assert exists(remedy)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +122,7 @@ def test_an_argument_is_answered_by_ours(guess):
         (dgm.fit, "optim", "optimizer"),
         (dgm.fit, "validation_data", "validation"),
         (dgm.evaluate, "n_particles", "num_particles"),
+        (dgm.infer.compare, "restart", "restarts"),
     ],
 )
 def test_an_argument_that_is_spelled_much_alike_needs_no_table(function, guess, meant):
@@ -132,7 +152,7 @@ def test_a_model_is_answered_by_ours(guess):
 @pytest.mark.parametrize("guess", guesses.COMMANDS)
 def test_a_command_is_answered_by_ours(guess, capsys):
     assert guess not in COMMANDS
-    assert guesses.COMMANDS[guess] in COMMANDS
+    assert {each.split()[0] for each in guesses.COMMANDS[guess].split(" or ")} <= set(COMMANDS)
     assert cli.main([guess, "x"]) == 2
     assert f"No such command '{guess}'. (use {guesses.COMMANDS[guess]}, see dgm --help)" in capsys.readouterr().err
 
@@ -163,6 +183,24 @@ def test_a_public_name_is_answered_by_what_to_use(guess):
     with pytest.raises(AttributeError, match=re.escape(f"dgm_pyro has no {guess!r}: use {guesses.PUBLIC[guess]}")):
         getattr(dgm, guess)
     assert exists(guesses.PUBLIC[guess])
+
+
+@pytest.mark.parametrize("command", guesses.EXTRA)
+def test_an_argument_too_many_is_answered_by_what_to_do(command, capsys):
+    arguments = [each.name for each in COMMANDS[command].params if each.param_type_name == "argument"]
+    assert cli.main([command, *arguments, "one-more"]) == 2
+    assert f"({guesses.EXTRA[command]}, see dgm {command} --help)" in capsys.readouterr().err
+    assert set(re.findall(r" (--?[\w-]+)", guesses.EXTRA[command])) <= OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("module", "guess"), [(name, guess) for name, each in guesses.MODULES.items() for guess in each]
+)
+def test_a_name_in_a_module_is_answered_by_what_to_use(module, guess):
+    remedy = guesses.MODULES[module][guess]
+    with pytest.raises(AttributeError, match=re.escape(f"dgm_pyro.{module} has no {guess!r}: use {remedy}")):
+        getattr(getattr(dgm, module), guess)
+    assert exists(remedy)
 
 
 @pytest.mark.parametrize("guess", guesses.METHODS)
@@ -199,6 +237,35 @@ def test_training_mode_is_no_training():
     assert not program.train(False).training
     with pytest.raises(TypeError, match=r"mode must be a bool, got Data: to train a program, use dgm\.fit\("):
         program.train(DATA)
+
+
+@pytest.mark.parametrize("x", [numpy.ones((4, 3)), pandas.DataFrame({"a": [1.0, 2.0]}), [[1.0]], "moons"])
+def test_what_is_no_data_is_answered_by_what_reads_it(x):
+    program = dgm.build("made", DATA)
+    for call in (lambda: dgm.build("made", x), lambda: dgm.fit(program, x), lambda: dgm.evaluate(program, x)):
+        with pytest.raises(TypeError, match=r"by dgm\.data\.open, and sets by name by dgm\.data\.load"):
+            call()
+    with pytest.raises(TypeError, match=r"use dgm\.data\.open\(x\)"):
+        dgm.Data(x)
+    if not isinstance(x, str):
+        assert len(dgm.data.open(numpy.asarray(x))) == len(x)
+
+
+def test_a_label_is_one_integer_per_datum():
+    program = dgm.build("vae", dgm.Data(DATA.x, torch.arange(20) % 3), labeled=True)
+    with pytest.raises(TypeError, match=r"got int: use torch\.tensor\(\[1\]\), one per datum"):
+        program.sample(3, given=1)
+    with pytest.raises(ValueError, match=r"given has shape \(\), .*: pass \(B,\), one number per datum"):
+        program.sample(3, given=torch.tensor(1))
+    assert program.sample(3, given=torch.tensor([1])).shape == (3, 3)
+    with pytest.raises(ValueError, match="not conditional: leave it out, or build a program with labeled=True"):
+        dgm.build("vae", DATA).sample(3, given=torch.tensor([1]))
+
+
+@pytest.mark.parametrize("part", [{"prior": dgm.Normal(3)}, {"encoder": dgm.Normal(3, nn.Linear(3, 6))}])
+def test_latents_have_one_size(part):
+    with pytest.raises(ValueError, match=rf"latent_size is 2, but the {next(iter(part))} .* event_shape \(3,\)"):
+        dgm.build("vae", DATA, latent_size=2, **part)
 
 
 @pytest.mark.parametrize("guess", ["mnist", "load_digits", "digits_binary"])

@@ -32,6 +32,7 @@ from dgm_pyro.experiments.trackers import RunFiles
 from dgm_pyro.families.guides import FAMILIES
 from dgm_pyro.families.labeled import Discriminative, Labeled
 from dgm_pyro.files import write_text
+from dgm_pyro.infer.compare import default_guides
 from dgm_pyro.infer.gaps import Gaps
 from dgm_pyro.objectives import OBJECTIVES
 from dgm_pyro.program import Program, seeded
@@ -673,7 +674,7 @@ def infer_of(
     data: Path | None,
     out: Path,
     *,
-    guides: Sequence[str],
+    guides: Sequence[str] | None = None,
     calibrate: int = 0,
     gradient_steps: int = 1000,
     jobs: int | None = None,
@@ -691,6 +692,7 @@ def infer_of(
     """
     check_count(calibrate, "calibrate", at_least=0)
     posterior = posterior_from(target, data)
+    guides = guides or default_guides(posterior)
     if calibrate:
         posterior.simulated(seed)  # raises before the fits if the model cannot simulate data
     shared: dict[str, Any] = {"gradient_steps": gradient_steps, "jobs": jobs, "seed": seed, "progress": progress}

@@ -1,5 +1,8 @@
 """Inference on any program: evidence by annealing and sequential Monte Carlo, posterior samples, missing features."""
 
+from typing import TYPE_CHECKING, Any
+
+from dgm_pyro.guesses import MODULES
 from dgm_pyro.infer.ais import HMC, Annealed, Sandwich, ais, bidirectional
 from dgm_pyro.infer.checks import Calibration, Checks, Units, check, sbc, units
 from dgm_pyro.infer.compare import GuideComparison, GuideRow, compare, train_guide
@@ -48,3 +51,9 @@ __all__ = [
     "train_guide",
     "units",
 ]
+
+if not TYPE_CHECKING:  # a checker of types would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        remedy = MODULES["infer"].get(name)
+        raise AttributeError(f"dgm_pyro.infer has no {name!r}" + (f": use {remedy}" if remedy else ""))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+import sys
 import zipfile
 
 import numpy as np
@@ -253,6 +254,30 @@ def test_a_fitted_guide_is_taken_as_it_is():
     found = compare(posterior, guides=[guide], reference=None, num_samples=200, num_temperatures=0)
     assert all(map(torch.equal, before, guide.parameters()))
     assert found.rows[0].evaluations == 0
+
+
+def one_latent(y):
+    loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+
+def test_the_default_guides_fit_one_latent():
+    y = torch.tensor(1.0)
+    found = compare(one_latent, y, reference=None, gradient_steps=60, num_samples=200, num_temperatures=0, num_data=0)
+    assert [row.name for row in found.rows] == ["meanfield", "planar"]
+    exact = dist.Normal(0.0, 2.0**0.5).log_prob(y)
+    assert all(abs(row.weighted.log_evidence - exact) < 0.02 for row in found.rows)
+
+
+def test_what_a_guide_or_data_cannot_be_is_told_before_the_chains(monkeypatch):
+    monkeypatch.setattr(sys.modules["dgm_pyro.infer.compare"], "nuts", None)
+    posterior = dgm.Posterior(one_latent, torch.tensor(1.0))
+    state = torch.random.get_rng_state()
+    with pytest.raises(ValueError, match="couplings need at least two features"):
+        compare(posterior, guides=["meanfield", "realnvp"])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    with pytest.raises(TypeError, match=r"a Posterior has its data already, .*: pass guides=\['meanfield'\]"):
+        compare(posterior, ["meanfield"])
 
 
 def test_what_does_not_fit():
