@@ -1014,7 +1014,7 @@ def classify(
     out: Annotated[Path | None, _output_option(".csv", "Output table, a .csv. Default: RUN/classified.csv.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Classify data, and mark the answers to reject. Writes p(y | x) and log p(x) to a CSV, and a picture.
+    """Classify data, and mark the answers to reject. Writes a CSV of p(y | x) and log p(x), and a picture of images.
 
     A run trained with --labeled rejects by log p(x); a discriminative classifier rejects by its highest p(y | x).
     """

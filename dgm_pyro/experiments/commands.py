@@ -197,7 +197,8 @@ class TrainedRun(Result):
         doing = {"implicit": ("sample",), "classifier": ("evaluate",)}.get(self.model, ("evaluate", "sample"))
         number = " --given " + ",".join("NUMBER" for _ in self.given) if self.given else ""
         return [
-            f"{self.folder}: trained {len(history.epochs)} epochs in {history.seconds:.1f} s, "
+            f"{self.folder}: trained {len(history.epochs)} epoch{'s' * (len(history.epochs) > 1)} in "
+            f"{history.seconds:.1f} s, "
             f"kept the weights of epoch {history.best_epoch}: {loss}",
             "next: " + "; ".join(f"dgm {each} {self.folder}{number if each == 'sample' else ''}" for each in doing),
         ]
