@@ -1214,10 +1214,34 @@ def latent_map(z: Tensor, y: Tensor | None = None, *, title: str = "") -> Figure
         color = colors.classes[label % len(colors.classes)]
         across, up = points.T.numpy()
         axes.scatter(across, up, s=9, color=color, alpha=0.75, linewidths=0, label=str(label))
+    centers = np.stack([flat[y.cpu() == label].median(0).values.numpy() for label in y.unique().tolist()])
+    low, high = np.transpose([axes.get_xlim(), axes.get_ylim()])
+    for label, center in zip(
+        y.unique().tolist(), low + _apart((centers - low) / (high - low)) * (high - low), strict=True
+    ):
+        color = colors.classes[label % len(colors.classes)]
         box = {"boxstyle": "circle,pad=0.25", "facecolor": colors.paper, "edgecolor": color, "linewidth": 1.4}
-        center = (float(points[:, 0].median()), float(points[:, 1].median()))
-        axes.annotate(str(label), center, ha="center", va="center", weight="bold", size=9, bbox=box)
+        axes.annotate(
+            str(label), (float(center[0]), float(center[1])), ha="center", va="center", weight="bold", size=9, bbox=box
+        )
     return figure
+
+
+BADGE = 0.065
+"""Least distance between the centers of two badges, as a share of the axes."""
+
+
+def _apart(places: np.ndarray) -> np.ndarray:
+    """The places ``(N, 2)``, moved until no two badges cover each other."""
+    places = places + 1e-6 * np.arange(len(places))[:, None]  # equal places have no direction to part in
+    for _ in range(200):
+        between = places[:, None] - places
+        distance = np.linalg.norm(between, axis=-1) + 2 * np.eye(len(places))
+        overlap = (BADGE - distance).clip(0)
+        if not overlap.any():
+            break
+        places = places + ((0.55 * overlap / distance)[..., None] * between).sum(1)
+    return places
 
 
 def representation(

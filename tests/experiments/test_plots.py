@@ -118,6 +118,18 @@ def test_level_zero_of_a_photograph_is_black_and_the_highest_level_white(name):
     assert shades.tolist() == [[0, 0, 0], [1, 1, 1]]
 
 
+def test_badges_of_classes_in_one_place_do_not_cover_each_other():
+    torch.manual_seed(0)
+    figure = plots.latent_map(torch.randn(300, 2), torch.arange(300) % 10)
+    FigureCanvasAgg(figure).draw()
+    [axes] = figure.axes
+    boxes = [text.get_bbox_patch().get_window_extent() for text in axes.texts]
+    assert sorted(text.get_text() for text in axes.texts) == [str(label) for label in range(10)]
+    centers = np.array([[(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2] for box in boxes])
+    distance = np.linalg.norm(centers[:, None] - centers, axis=-1)[np.triu_indices(10, 1)]
+    assert distance.min() > 0.95 * max(box.width for box in boxes)
+
+
 @pytest.mark.parametrize("shape", [(4, 2, 8, 8), (4, 8, 8), (0, 1, 8, 8)])
 def test_images_refuse_what_is_none(shape):
     with pytest.raises(ValueError, match="images are"):
