@@ -14,7 +14,7 @@ WITH_LOWEST := -W ignore::DeprecationWarning --deselect tests/test_tutorials.py:
 .PHONY: help tour quick test durations lowest check pyright format tutorials docs bench kills clean
 # Two installs into one environment must not run side by side.
 .NOTPARALLEL:
-# Where Python may not keep what it compiles, every process compiles torch anew: seconds for each of hundreds of them.
+# Where Python may not keep compiled modules, each of hundreds of processes compiles those of torch again, for seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 help:  ## list the commands

@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from dgm_pyro.checks import answering, as_shape, check_choice, check_count, check_type, close_to
+from dgm_pyro.checks import as_shape, check_choice, check_count, check_type, close_to, suggesting, warn
 from dgm_pyro.data import Data
 from dgm_pyro.families import multiscale
 from dgm_pyro.families.anyorder import AnyOrder
@@ -423,7 +423,7 @@ def vae(
         size = LATENT_SIZE if is_image(data) else 2
     hidden = None if hidden is None else as_shape(hidden, "hidden")
     made = prior if isinstance(prior, Program) else encoder if isinstance(encoder, Program) else None
-    if latent_size is not None and made is not None:
+    if latent_size is not None and made is not None and tuple(made.event_shape) != (latent_size,):
         raise ValueError(
             f"latent_size is {latent_size}, but the {'prior' if made is prior else 'encoder'} that was passed has "
             f"event_shape {tuple(made.event_shape)}: leave latent_size out"
@@ -870,7 +870,7 @@ def build(
 ) -> Any: ...
 
 
-@answering
+@suggesting
 def build(
     model: str,
     data: Data,
@@ -942,8 +942,8 @@ def build(
     check_choice(model, MODELS, "model", GUESSES)
     if not isinstance(data, Data):
         raise TypeError(
-            f"data must be a dgm.data.Data, got {type(data).__name__}: wrap tensors in dgm.Data(x, y), read arrays, "
-            "frames, datasets and files by dgm.data.open, and sets by name by dgm.data.load"
+            f"data must be a dgm.data.Data, got {type(data).__name__}: use dgm.Data(x, y) for tensors, "
+            "dgm.data.open(source) for arrays, frames and files, dgm.data.load(name) for named data sets"
         )
     parts = {
         "prior": prior,
@@ -978,10 +978,9 @@ def build(
             "classes, or build a model of x without labeled=True"
         )
     if len(data.event_shape) == 2:
-        warnings.warn(
+        warn(
             f"{data.name} has event_shape {tuple(data.event_shape)}, which is treated as a vector of features: if it "
-            "holds images, pass them as (N, 1, H, W), x.unsqueeze(1)",
-            stacklevel=3,  # past build and its decorator
+            "holds images, pass them as (N, 1, H, W), x.unsqueeze(1)"
         )
     given = data.given
     if given is not None and (labeled or model == "classifier"):
@@ -1188,9 +1187,7 @@ def units_of(x: torch.Tensor, argument: str = "x") -> Units:
         ),
     ):
         if trouble.any():
-            warnings.warn(
-                f"feature {int(trouble.int().argmax())} of {argument} {message}", stacklevel=4
-            )  # past build and its decorator
+            warn(f"feature {int(trouble.int().argmax())} of {argument} {message}")
     shape = (features, *(1,) * (x.dim() - 2)) if image else x.shape[1:]
     scale = torch.where(constant, 1.0, scale)
     return shift.to(x.dtype).reshape(shape), scale.to(torch.get_default_dtype()).reshape(shape)

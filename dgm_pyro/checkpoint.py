@@ -47,7 +47,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dgm_pyro.families as families
 import dgm_pyro.old_names as old_names
-from dgm_pyro.checks import answering, check_path, find_device
+from dgm_pyro.checks import check_path, find_device, suggesting
 from dgm_pyro.files import only_writer, parsed_json, write_file
 from dgm_pyro.program import Program, check_program
 from dgm_pyro.registry import REGISTRY, arguments_of
@@ -91,7 +91,7 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or a program that cannot be stored in one."""
 
 
-@answering
+@suggesting
 def save(program: Program, path: str | PathLike[str], extra: Any = None) -> None:
     """Store ``program`` in the folder ``path``, replacing an earlier checkpoint there.
 
@@ -159,7 +159,7 @@ def write_packed(folder: Path, header: dict[str, Any], weights: bytes) -> None:
     write_named(folder, HEADER, header, {_weights_name(header["weights"]["sha256"]): weights})
 
 
-@answering
+@suggesting
 def load(path: str | PathLike[str], device: str | torch.device = "cpu") -> Program:
     """The program that `save` stored in the folder ``path``, on ``device``, with bit-equal weights.
 

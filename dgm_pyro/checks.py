@@ -11,9 +11,10 @@ import inspect
 import math
 import os
 import re
+import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -22,8 +23,10 @@ from torch import Tensor
 from dgm_pyro.guesses import ARGUMENTS, REMEDIES
 
 Shape = torch.Size | tuple[Any, ...]
+WITHIN = ("contextlib", "dgm_pyro", "torch")
+"""Packages whose functions run between a user's call and a warning."""
+
 F = TypeVar("F", bound=Callable[..., Any])
-NO_GUESSES: Mapping[str, str] = MappingProxyType({})
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -98,41 +101,51 @@ def generator(seed: Any) -> torch.Generator:
     return torch.Generator().manual_seed(check_seed(seed))
 
 
-def check_choice(value: Any, choices: Collection[str], argument: str, guesses: Mapping[str, str] = NO_GUESSES) -> None:
+def check_choice(value: Any, choices: Collection[str], argument: str, guesses: Mapping[str, str] | None = None) -> None:
     if not isinstance(value, str) or value not in choices:
         known = ", ".join(choices)
         raise ValueError(f"{argument} must be one of {known}, got {value!r}{close_to(value, choices, guesses)}")
 
 
-def close_to(name: Any, choices: Iterable[str], guesses: Mapping[str, str] = NO_GUESSES) -> str:
-    """The end of a message about an unknown name: the known name that was meant, if it can be told.
+def close_to(name: Any, choices: Iterable[str], guesses: Mapping[str, str] | None = None) -> str:
+    """The end of a message about an unknown name: the known name that was meant, or what to do.
 
     Args:
-        guesses: names in use elsewhere, and the choices for them; without one, the spelling decides.
+        guesses: names in use elsewhere, and for each a choice or what to do; for other names the spelling decides.
     """
     if not isinstance(name, str):
         return ""
     choices = list(choices)
-    guessed = guesses.get(re.sub("[ _-]+", "-", name.lower()), guesses.get(name))
-    close = guessed if guessed in choices else nearest_name(name, choices)
-    return "" if close is None else f" (did you mean {close!r}?)"
+    meant = (guesses or {}).get(re.sub("[ _-]+", "-", name.lower())) or nearest_name(name, choices)
+    if meant is None:
+        return ""
+    return f" (did you mean {meant!r}?)" if meant in choices else f": {meant}"
 
 
-def answering(function: F) -> F:
-    """``function``, with an error about an unknown argument that names the one that was meant."""
+def suggesting(function: F) -> F:
+    """``function``, with an error about an unknown argument that suggests the one that was meant."""
     names, called = inspect.signature(function).parameters, function.__qualname__.removesuffix(".__init__")
 
     @functools.wraps(function)
-    def answer(*args: Any, **options: Any) -> Any:
+    def checked(*args: Any, **options: Any) -> Any:
         for name in options:
             if name not in names:
                 remedy = REMEDIES.get(called, {}).get(name)
-                ours = [each for each in ARGUMENTS.get(name, ()) if each in names]
-                told = f": {remedy}" if remedy else close_to(name, names, {name: ours[0]} if ours else NO_GUESSES)
-                raise TypeError(f"{called} takes no {name}{told}")
+                ours = next((each for each in ARGUMENTS.get(name, ()) if each in names), None)
+                meant = ours or nearest_name(name, names)
+                suggestion = f": {remedy}" if remedy else f" (did you mean {meant!r}?)" if meant else ""
+                raise TypeError(f"{called} takes no {name}{suggestion}")
         return function(*args, **options)
 
-    return cast(F, answer)
+    return cast(F, checked)
+
+
+def warn(message: str) -> None:
+    """Warn of the line outside of the package from which it was called."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in WITHIN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def nearest_name(name: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
@@ -189,7 +202,9 @@ def check_dense(x: Any, argument: str) -> None:
         elif isinstance(x, int | float):
             remedy = f"torch.tensor([{x!r}]), one per datum"
         elif hasattr(x, "columns"):  # a frame, of which torch makes no tensor
-            remedy = f"dgm.data.open({argument}), or its .x"
+            remedy = f"dgm.data.open({argument}).x"
+        elif isinstance(x, str):
+            remedy = f"dgm.data.load({x!r}).x or dgm.data.open({x!r}).x"
         raise TypeError(f"{argument} must be a torch.Tensor, got {type(x).__name__}: use {remedy}")
     if x.is_nested or x.layout != torch.strided:
         raise TypeError(f"{argument} is a tensor of layout {x.layout}: use {argument}.to_dense()")

@@ -883,7 +883,7 @@ def infer(
         str | None,
         _option(
             "Guides to fit, separated by commas: see dgm list, or name Pyro's AutoGuides. Default: "
-            "meanfield,fullrank,realnvp,nsf; for a single latent meanfield,planar."
+            "meanfield,fullrank,realnvp,nsf, and for one latent meanfield,planar."
         ),
     ] = None,
     reference: Annotated[str, _option("Reference that the guides are compared with: nuts or none.")] = "nuts",
@@ -1143,20 +1143,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _about_usage(error: Any) -> str:
-    """The message of typer's ``error`` about the command line, with the name that was meant."""
+    """The message of typer's ``error`` about the command line, with what was meant."""
     context, message = getattr(error, "ctx", None), error.format_message()
-    options = {name for each in context.command.params for name in each.opts} if context else set()
-    known = {**FLAGS, **OLD_FLAGS}.get(getattr(error, "option_name", ""), "").split(" or ")
-    meant = " or ".join(name for name in known if name in options)
+    see = f"see {context.command_path if context else 'dgm'} --help"
     if unknown := re.match(r"No such command '(.+?)'\.", message):
-        meant = COMMANDS.get(unknown[1].lower(), "")
-    if meant:  # without the names that click guesses by their letters
-        error.possibilities = []
-        message = unknown[0] if unknown else error.format_message()
-    remedy = f"use {meant}, see" if meant else "see"
-    if context and "unexpected extra argument" in message and (about := EXTRA.get(context.command.name)):
-        remedy = f"{about}, see"
-    return f"{message} ({remedy} {context.command_path if context else 'dgm'} --help)"
+        meant = COMMANDS.get(unknown[1].lower())
+        return f"{unknown[0]} (use {meant}, {see})" if meant else f"{message} ({see})"
+    if context and "unexpected extra argument" in message and (remedy := EXTRA.get(context.command.name)):
+        return f"{message} ({remedy}, {see})"
+    options = {name for each in context.command.params for name in each.opts} if context else set()
+    known = {**FLAGS, **OLD_FLAGS}.get(getattr(error, "option_name", "").replace("_", "-"), "").split(" or ")
+    meant = " or ".join(name for name in known if name in options)
+    if not meant:
+        return f"{message} ({see})"
+    error.possibilities = []  # which click guesses by their letters
+    return f"{error.format_message()} (use {meant}, {see})"
 
 
 def _is_first_to_fail() -> bool:

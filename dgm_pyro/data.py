@@ -37,7 +37,6 @@ import dgm_pyro.published as published
 import dgm_pyro.sources as sources
 from dgm_pyro.checks import (
     INTEGERS,
-    answering,
     as_shape,
     check_count,
     check_dense,
@@ -54,6 +53,7 @@ from dgm_pyro.checks import (
     is_finite,
     is_integer,
     near_name,
+    suggesting,
 )
 from dgm_pyro.guesses import MODULES
 
@@ -116,8 +116,6 @@ class Data:
     kinds: dict[str, sources.Kind] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.x, Tensor) and not hasattr(self.x, "x"):
-            raise TypeError(f"x must be a torch.Tensor, got {type(self.x).__name__}: use dgm.data.open(x)")
         check_dense(self.x, "x")
         if self.mask is not None:
             _check_mask(self.mask, self.x)
@@ -283,7 +281,7 @@ class Data:
         return f"{type(self).__name__}({self.name!r}, x={shape} {dtype}{values}{labels}{given}{missing})"
 
 
-Data.__init__ = answering(Data.__init__)  # type: ignore[method-assign]
+Data.__init__ = suggesting(Data.__init__)  # type: ignore[method-assign]  # written by the dataclass
 
 
 WINDOW, BLOCK = 2**27, 2**21
@@ -604,7 +602,7 @@ def _check_names(names: Any, argument: str, shape: Sequence[int]) -> None:
         )
 
 
-@answering
+@suggesting
 def open(
     source: Any,
     *,
@@ -828,7 +826,7 @@ def _is_known(labels: np.ndarray) -> np.ndarray:
     return np.array([label is not None and label == label for label in labels.tolist()], dtype=bool)
 
 
-@answering
+@suggesting
 def load(
     name: str,
     split: str = "train",

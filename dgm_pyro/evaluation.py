@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import answering, check_counts, check_dense, check_type, find_device
+from dgm_pyro.checks import check_counts, check_dense, check_type, find_device, suggesting
 from dgm_pyro.data import Data, StoredData
 from dgm_pyro.families.autoguide import weigh
 from dgm_pyro.families.continuous import ContinuousDiffusion
@@ -202,7 +202,7 @@ def squared_mmd(a: Tensor, b: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]
     return within(a) + within(b) - 2 * total(a, b) / (len(a) * len(b))
 
 
-@answering
+@suggesting
 @alone()
 def evaluate(
     program: Program | Posterior,
@@ -481,8 +481,8 @@ def as_data(program: Program, data: Any, argument: str = "data", *, missing: boo
         return Data(x=_as_reals(program, x), levels=program.levels, name="tensor")
     if not isinstance(data, Data):
         raise TypeError(
-            f"{argument} must be a dgm.data.Data or a torch.Tensor, got {type(data).__name__}: read arrays, frames, "
-            "datasets and files by dgm.data.open, and sets by name by dgm.data.load"
+            f"{argument} must be a dgm.data.Data or a torch.Tensor, got {type(data).__name__}: use "
+            "dgm.data.open(source) for arrays, frames and files, dgm.data.load(name) for named data sets"
         )
     if isinstance(data, StoredData):  # their values are checked as they are read, their support by an even sample
         return data.alike(as_data(program, data.excerpt, argument, missing=missing))

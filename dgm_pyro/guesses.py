@@ -4,9 +4,9 @@ from __future__ import annotations
 
 ARGUMENTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("z_dim", "z_size", "code_size"), ("latent_size",)),
-    **dict.fromkeys(("units", "widths"), ("hidden",)),
-    **dict.fromkeys(("decoder", "observation"), ("likelihood",)),
-    **dict.fromkeys(("posterior", "guide", "inference_network", "q"), ("encoder",)),
+    "units": ("hidden",),
+    "decoder": ("likelihood",),
+    **dict.fromkeys(("posterior", "guide"), ("encoder",)),
     **dict.fromkeys(("learning_rate", "step_size"), ("lr",)),
     **dict.fromkeys(("steps", "num_steps", "max_steps", "iterations", "num_iterations"), ("gradient_steps",)),
     **dict.fromkeys(("max_iter", "n_iter"), ("epochs",)),
@@ -30,50 +30,68 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 }
 """Arguments, by the names that their spelling does not lead to: ours are the first that the function has."""
 
-_WITH_LABELS = "pass labeled=True for p(y) p(x | y), or data with a given, dgm.data.open(source, given=...)"
-_PARTS = "build its class, such as dgm.Diffusion(..., num_steps=100) or dgm.flow.realnvp(shape, layers=6)"
+_WITH_LABELS = "pass labeled=True if y is a class; read data with other conditions by dgm.data.open(source, given=...)"
+_LAYERS = "pass hidden=(512, 512) for a vae; for others build the class, such as dgm.flow.realnvp(shape, layers=6)"
+_NETWORK = "build the class with a network of your own, such as dgm.Normal(2, network)"
 
 REMEDIES: dict[str, dict[str, str]] = {
     "build": {
         **dict.fromkeys(("conditional", "class_conditional", "condition", "context", "given", "y"), _WITH_LABELS),
-        **dict.fromkeys(("num_classes", "classes", "n_classes"), "the data have them; " + _WITH_LABELS),
-        **dict.fromkeys(("num_layers", "layers", "n_layers", "n_flows", "num_flows", "depth", "width"), _PARTS),
-        **dict.fromkeys(("num_steps", "timesteps", "num_timesteps", "T", "activation", "dropout"), _PARTS),
+        **dict.fromkeys(("num_classes", "classes", "n_classes"), "the data have them: pass labeled=True"),
+        **dict.fromkeys(("num_layers", "layers", "n_layers", "n_flows", "num_flows", "depth", "width"), _LAYERS),
+        **dict.fromkeys(("num_steps", "timesteps", "num_timesteps", "T"), "build dgm.Diffusion(..., num_steps=100)"),
+        **dict.fromkeys(("activation", "dropout"), _NETWORK),
+        **dict.fromkeys(("epochs", "lr", "learning_rate", "batch_size", "device"), "pass it to dgm.fit"),
         **dict.fromkeys(("input_dim", "input_size", "in_features", "event_shape"), "the data have it: pass data"),
         "beta": 'pass the objective "beta:4" to dgm.fit',
-        "seed": "call torch.manual_seed before",
+        "seed": "call torch.manual_seed(seed) before",
     },
     "fit": {
         "beta": 'pass objective="beta:4"',
-        **dict.fromkeys(("warmup", "kl_annealing", "annealing"), 'pass objective="annealed"'),
+        **dict.fromkeys(("kl_annealing", "annealing"), 'pass objective="annealed"'),
+        **dict.fromkeys(
+            ("warmup", "warmup_steps", "num_warmup"),
+            'pass objective="annealed" to anneal the KL, or a lr_schedule for the learning rate',
+        ),
+        **dict.fromkeys(("momentum", "betas"), 'pass optimizer="SGD(momentum=0.9)"'),
+        **dict.fromkeys(("guide", "model"), "a program has both; for a Pyro model use dgm.infer.train_guide"),
         **dict.fromkeys(("num_particles", "num_samples"), 'pass an objective with particles, such as "iwae:10"'),
         "shuffle": "the data are shuffled in each epoch",
         "num_workers": "pass it to dgm.data.open",
-        "log_every": "pass trackers",
+        "log_every": "the bar shows the loss, and History.losses keeps it",
     },
 }
 """What to do, by function and by argument, where no argument of ours is meant."""
 
 MODELS: dict[str, str] = {
     **dict.fromkeys(("gan", "dcgan", "wgan"), "implicit"),
-    **dict.fromkeys(("ddpm", "ddim"), "diffusion"),
-    **dict.fromkeys(("vdm", "score", "score-based", "sde", "edm"), "diffusion-continuous"),
+    **dict.fromkeys(("ddpm", "ddim", "d3pm"), "diffusion"),
+    **dict.fromkeys(("vdm", "score", "score-based", "sde", "edm", "flow-matching"), "diffusion-continuous"),
     **dict.fromkeys(("flow", "normalizing-flow", "nice"), "realnvp"),
+    "spline-flow": "nsf",
     **dict.fromkeys(("autoregressive", "arm", "nade"), "made"),
-    **dict.fromkeys(("beta-vae", "conditional-vae", "cvae", "iwae", "miwae"), "vae"),
+    **dict.fromkeys(("autoencoder", "variational-autoencoder"), "vae"),
+    "beta-vae": 'build "vae", and pass the objective "beta:4" to dgm.fit',
+    **dict.fromkeys(("iwae", "miwae"), 'build "vae", and pass the objective "iwae:10" to dgm.fit'),
+    **dict.fromkeys(("cvae", "conditional-vae"), 'build "vae" with labeled=True, or from data with a given'),
+    **dict.fromkeys(("ldm", "latent-diffusion"), 'build "vae" with prior="diffusion"'),
+    **dict.fromkeys(("unet", "u-net", "dit"), 'build "diffusion" with network="unet" or "dit"'),
     **dict.fromkeys(("hvae", "hierarchical-vae", "ladder-vae", "nvae"), "vdvae"),
-    **dict.fromkeys(("gpt", "decoder"), "transformer"),
-    **dict.fromkeys(("logistic-regression", "discriminative"), "classifier"),
+    "gpt": "transformer",
+    "discriminative": "classifier",
 }
-"""Models of `dgm_pyro.build`, by the names that papers give to them or to their relatives."""
+"""Models of `dgm_pyro.build`, or what to do, by the names that papers give to them or to their relatives."""
 
 COMMANDS: dict[str, str] = {
     **dict.fromkeys(("fit", "build"), "train"),
-    **dict.fromkeys(("generate", "draw"), "sample"),
+    "generate": "sample",
     **dict.fromkeys(("test", "score", "log-prob"), "evaluate"),
     **dict.fromkeys(("datasets", "models", "data"), "list"),
     **dict.fromkeys(("encode", "latents"), "represent"),
     "predict": "classify",
+    **dict.fromkeys(("detect", "outliers", "ood"), "anomaly"),
+    **dict.fromkeys(("inpaint", "complete"), "impute"),
+    **dict.fromkeys(("tune", "search"), "sweep"),
     "reconstruct": "represent",
     "resume": "train --resume",
     **dict.fromkeys(("plot", "show"), "sample or represent"),
@@ -83,26 +101,28 @@ COMMANDS: dict[str, str] = {
 FLAGS: dict[str, str] = {
     "--learning-rate": "--lr",
     "--output": "--out",
-    "--z-dim": "--latent-size",
+    **dict.fromkeys(("--z-dim", "--latent-dim"), "--latent-size"),
     "--loss": "--objective",
     "--dataset": "--data",
     **dict.fromkeys(("--gpu", "--cuda"), "--device"),
-    "--target": "--label",
-    "--latent-dim": "--latent-size",
+    "--target": "--label or --class",
+    "--output-dir": "--out",
 }
 """Options of the commands."""
 
 EXTRA: dict[str, str] = {
-    **dict.fromkeys(("train", "sweep"), "the data set or path is --data, and a run goes on by dgm train --resume RUN"),
-    "sample": "the number of samples is -n",
-    **dict.fromkeys(("evaluate", "impute", "represent"), "other data are --data"),
-    "list": "dgm list --data DATA lists the models for it",
+    "train": "pass the data as --data DATA, and a run to resume as dgm train --resume RUN",
+    "sweep": "pass the data as --data DATA",
+    "sample": "pass the number of samples as -n NUMBER",
+    **dict.fromkeys(("evaluate", "impute"), "pass other data as --data DATA"),
+    "list": "pass the data as --data DATA to list the models for it",
 }
 """What to do, by command, where an argument is one too many."""
 
 PUBLIC: dict[str, str] = {
     **dict.fromkeys(("train", "svi", "SVI", "Trainer"), "dgm.fit"),
-    **dict.fromkeys(("datasets", "load_data", "load_dataset", "Dataset"), "dgm.data.load or dgm.data.open"),
+    **dict.fromkeys(("datasets", "load_data", "load_dataset"), "dgm.data.load(name) or dgm.data.open(source)"),
+    **dict.fromkeys(("Dataset", "TensorDataset", "DataLoader"), "dgm.Data(x, y)"),
     **dict.fromkeys(("list", "models", "list_models", "available_models"), "`dgm list` in the shell"),
     **dict.fromkeys(
         ("set_seed", "set_rng_seed", "seed", "manual_seed", "seed_everything"),
@@ -121,8 +141,10 @@ PUBLIC: dict[str, str] = {
     "MADE": 'dgm.build("made", data), or its network, dgm.networks.MADE',
     "DDPM": "dgm.Diffusion",
     "GAN": "dgm.Implicit, trained with dgm.Adversarial",
-    "Trace_ELBO": "dgm.ELBO or that of pyro.infer, as the objective of dgm.fit",
-    "AutoNormal": "dgm.guides.auto",
+    "Trace_ELBO": "dgm.fit(program, data, dgm.ELBO()), or Pyro's Trace_ELBO() in its place",
+    "AutoNormal": 'dgm.guides.auto(model, "AutoNormal")',
+    "NormalizingFlow": "dgm.Flow",
+    **dict.fromkeys(("GaussianMixture", "GMM"), "dgm.MixtureOfNormals"),
 }
 """Names looked for in `dgm_pyro`, and what to use."""
 
@@ -136,7 +158,7 @@ MODULES: dict[str, dict[str, str]] = {
     "infer": {
         **dict.fromkeys(("NUTS", "MCMC"), "dgm.infer.nuts"),
         **dict.fromkeys(("svi", "SVI", "vi", "fit"), "dgm.infer.train_guide"),
-        **dict.fromkeys(("AutoNormal", "auto"), "dgm.guides.auto"),
+        **dict.fromkeys(("AutoNormal", "auto"), 'dgm.guides.auto(model, "AutoNormal")'),
     },
 }
 """Names looked for in modules, and what to use."""
@@ -147,10 +169,13 @@ METHODS: dict[str, str] = {
     "evaluate": "dgm.evaluate(program, data)",
     "generate": "program.sample(num_samples)",
     **dict.fromkeys(("score", "score_samples"), "program.log_prob(x), or dgm.evaluate(program, x)"),
+    "load": "dgm.load(path)",
     **dict.fromkeys(("reconstruct", "reconstruction"), "program.decode(program.encode(x))"),
     **dict.fromkeys(("embed", "transform", "inference"), "program.encode(x)"),
     "inverse": "program.decode(z)",
-    **dict.fromkeys(("predict", "predict_proba"), "program.classify(x), of a classifier"),
+    "predict": "program.classify(x), of a classifier",
+    "predict_proba": "program.class_probabilities(x), of a classifier",
+    "log_likelihood": "program.log_prob(x), or dgm.evaluate(program, x)",
     "num_parameters": "sum(p.numel() for p in program.parameters())",
     "impute": "dgm.infer.impute(program, x, mask)",
     **dict.fromkeys(("elbo", "loss"), "dgm.evaluate(program, data), or dgm.ELBO()(program, x)"),

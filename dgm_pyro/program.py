@@ -29,7 +29,7 @@ import reprlib
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import pyro
 import torch
@@ -184,15 +184,13 @@ class Program(nn.Module):
     variable: str = "x"
     any_precision: bool = False
 
-    if not TYPE_CHECKING:  # a checker of types would take any name for an attribute
-
-        def __getattr__(self, name: str) -> Any:
-            try:
-                return super().__getattr__(name)
-            except AttributeError:
-                if name not in METHODS:
-                    raise
-                raise AttributeError(f"{type(self).__name__} has no {name!r}: use {METHODS[name]}") from None
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in METHODS or hasattr(type(self), name):  # a property that has failed
+                raise
+            raise AttributeError(f"{type(self).__name__} has no {name!r}: use {METHODS[name]}") from None
 
     def train(self: P, mode: bool = True) -> P:
         """Set training mode, as `torch.nn.Module.train` does; `dgm.fit` trains the program."""
@@ -666,7 +664,7 @@ class Program(nn.Module):
             raise TypeError(
                 f"sample of {type(self).__name__} takes no {', '.join(options)}: its arguments are num_samples and "
                 "given, such as given=torch.tensor([1]) for a class; a diffusion takes sampler, num_steps, spacing and "
-                "guidance, too" + ("; its seed is that of torch.manual_seed" if "seed" in options else "")
+                "guidance, too" + ("; for a seed, call torch.manual_seed(seed) before" if "seed" in options else "")
             )
         if isinstance(num_samples, tuple):
             raise TypeError(f"num_samples must be an integer, got the shape {tuple(num_samples)}: use "

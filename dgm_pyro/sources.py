@@ -14,6 +14,7 @@ import importlib
 import io
 import itertools
 import math
+import numbers
 import os
 import struct
 import warnings
@@ -736,7 +737,16 @@ def _is_dataset(source: Any) -> bool:
         and not any(hasattr(source, name) for name in ("__array__", "to_pandas"))
         and not isinstance(source, dict | str)
         and not type(source).__module__.startswith("pandas")
+        and not _is_nested_numbers(source)
     )
+
+
+def _is_nested_numbers(source: Any) -> bool:
+    """Whether the source is an array written as lists: the first of them begins with a number."""
+    first = source
+    while isinstance(first, list | tuple) and first:
+        first = first[0]
+    return isinstance(source, list | tuple) and isinstance(first, numbers.Number)
 
 
 def _size_of(dataset: Any) -> int:

@@ -23,7 +23,13 @@ FUNCTIONS = [
     dgm.infer.compare,
 ]  # fmt: skip
 COMMANDS = typer.main.get_command(cli.app).commands
-OPTIONS = {name for command in COMMANDS.values() for each in command.params for name in each.opts}
+
+
+def options_of(command):
+    return {name for each in COMMANDS[command].params for name in each.opts}
+
+
+OPTIONS = set().union(*map(options_of, COMMANDS))
 
 
 def vae():
@@ -109,7 +115,7 @@ def test_an_argument_of_which_we_have_none_is_answered_by_what_to_do(name, guess
     assert guess not in inspect.signature(getattr(dgm, name)).parameters
     with pytest.raises(TypeError, match=re.escape(f"{name} takes no {guess}: {remedy}")):
         getattr(dgm, name)(**{guess: None})
-    assert exists(remedy)
+    check_remedy(remedy)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +151,9 @@ def test_arguments_that_are_known_are_passed_on():
 def test_a_model_is_answered_by_ours(guess):
     assert guess not in catalog.MODELS
     for spelled in (guess, guess.upper(), guess.replace("-", "_"), guess.replace("-", " ")):
-        with pytest.raises(ValueError, match=re.escape(f"(did you mean '{guesses.MODELS[guess]}'?)")):
+        meant = guesses.MODELS[guess]
+        told = f" (did you mean '{meant}'?)" if meant in catalog.MODELS else f": {meant}"
+        with pytest.raises(ValueError, match=re.escape(f"got {spelled!r}{told}")):
             dgm.build(spelled, DATA)
 
 
@@ -160,29 +168,30 @@ def test_a_command_is_answered_by_ours(guess, capsys):
 @pytest.mark.parametrize("guess", guesses.FLAGS)
 def test_an_option_is_answered_by_ours(guess, capsys):
     assert guess not in OPTIONS
-    taker = next(
-        name
-        for name, each in COMMANDS.items()
-        if guesses.FLAGS[guess] in {option for parameter in each.params for option in parameter.opts}
-    )
-    assert cli.main([taker, guess, "3"]) == 2
-    assert f"No such option: {guess} (use {guesses.FLAGS[guess]}, see dgm {taker} --help)" in capsys.readouterr().err
+    for meant in guesses.FLAGS[guess].split(" or "):
+        taker = next(name for name in COMMANDS if meant in options_of(name))
+        for spelled in (guess, f"--{guess[2:].replace('-', '_')}"):
+            assert cli.main([taker, spelled, "3"]) == 2
+            assert f"No such option: {spelled} (use {meant}, see dgm {taker} --help)" in capsys.readouterr().err
 
 
-def exists(remedy):
-    """Whether every name of the form dgm.x.y in the text can be had."""
-    for found in re.findall(r"dgm\.([\w.]*\w)", remedy):
-        place = dgm
+def check_remedy(remedy):
+    """Every name dgm.x.y and program.x in the text exists, and every call of one has the arguments that it is given."""
+    kinds = (dgm.VAE, dgm.Labeled)
+    for owner, found, given in re.findall(r"\b(dgm|program)\.([\w.]*\w)(?:\(([^()]*)\))?", remedy):
+        places = [dgm] if owner == "dgm" else [dgm.build("vae", DATA), *kinds]
         for name in found.split("."):
-            place = getattr(place, name)
-    return True
+            places = [getattr(place, name) for place in places if hasattr(place, name)]
+            assert places, f"{owner}.{found} does not exist"
+        for keyword in re.findall(r"(\w+)=", given):
+            assert keyword in inspect.signature(places[0]).parameters, f"{found} takes no {keyword}"
 
 
 @pytest.mark.parametrize("guess", guesses.PUBLIC)
 def test_a_public_name_is_answered_by_what_to_use(guess):
     with pytest.raises(AttributeError, match=re.escape(f"dgm_pyro has no {guess!r}: use {guesses.PUBLIC[guess]}")):
         getattr(dgm, guess)
-    assert exists(guesses.PUBLIC[guess])
+    check_remedy(guesses.PUBLIC[guess])
 
 
 @pytest.mark.parametrize("command", guesses.EXTRA)
@@ -190,7 +199,9 @@ def test_an_argument_too_many_is_answered_by_what_to_do(command, capsys):
     arguments = [each.name for each in COMMANDS[command].params if each.param_type_name == "argument"]
     assert cli.main([command, *arguments, "one-more"]) == 2
     assert f"({guesses.EXTRA[command]}, see dgm {command} --help)" in capsys.readouterr().err
-    assert set(re.findall(r" (--?[\w-]+)", guesses.EXTRA[command])) <= OPTIONS
+    named = set(re.findall(r" (--?[a-z-]+)", guesses.EXTRA[command]))
+    assert named
+    assert named <= options_of(command)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +211,7 @@ def test_a_name_in_a_module_is_answered_by_what_to_use(module, guess):
     remedy = guesses.MODULES[module][guess]
     with pytest.raises(AttributeError, match=re.escape(f"dgm_pyro.{module} has no {guess!r}: use {remedy}")):
         getattr(getattr(dgm, module), guess)
-    assert exists(remedy)
+    check_remedy(remedy)
 
 
 @pytest.mark.parametrize("guess", guesses.METHODS)
@@ -211,7 +222,7 @@ def test_a_method_is_answered_by_what_to_use(guess, standardize):
     with pytest.raises(AttributeError, match=re.escape(f"{name} has no {guess!r}: use {guesses.METHODS[guess]}")):
         getattr(program, guess)
     assert not hasattr(program, guess)
-    assert exists(guesses.METHODS[guess])
+    check_remedy(guesses.METHODS[guess])
 
 
 def test_what_to_use_in_the_place_of_a_method_runs():
@@ -231,6 +242,17 @@ def test_a_part_may_have_a_name_that_is_a_guess():
     assert isinstance(Scored().loss, torch.nn.Linear)
 
 
+def test_a_property_with_the_name_of_a_guess_fails_with_its_own_error():
+    class Scored(dgm.Normal):
+        @property
+        def score(self):
+            return self.missing
+
+    with pytest.raises(AttributeError, match=r"missing|score") as raised:
+        Scored(2).score  # noqa: B018
+    assert "use program.log_prob" not in str(raised.value)
+
+
 def test_training_mode_is_no_training():
     program = dgm.build("made", DATA)
     assert program.train() is program
@@ -239,16 +261,18 @@ def test_training_mode_is_no_training():
         program.train(DATA)
 
 
-@pytest.mark.parametrize("x", [numpy.ones((4, 3)), pandas.DataFrame({"a": [1.0, 2.0]}), [[1.0]], "moons"])
+@pytest.mark.parametrize("x", [numpy.ones((4, 3)), pandas.DataFrame({"a": [1.0, 2.0]}), "moons"])
 def test_what_is_no_data_is_answered_by_what_reads_it(x):
     program = dgm.build("made", DATA)
     for call in (lambda: dgm.build("made", x), lambda: dgm.fit(program, x), lambda: dgm.evaluate(program, x)):
-        with pytest.raises(TypeError, match=r"by dgm\.data\.open, and sets by name by dgm\.data\.load"):
+        with pytest.raises(
+            TypeError, match=r"dgm\.data\.open\(source\) for arrays, frames and files, dgm\.data\.load\(name\)"
+        ):
             call()
-    with pytest.raises(TypeError, match=r"use dgm\.data\.open\(x\)"):
+    with pytest.raises(TypeError, match=r"x must be a torch\.Tensor, got") as raised:
         dgm.Data(x)
-    if not isinstance(x, str):
-        assert len(dgm.data.open(numpy.asarray(x))) == len(x)
+    advice = re.search("use (.*?)( or |$)", str(raised.value))[1]
+    assert len(eval(advice, {"dgm": dgm, "torch": torch, "x": x})) > 1
 
 
 def test_a_label_is_one_integer_per_datum():
@@ -264,6 +288,7 @@ def test_a_label_is_one_integer_per_datum():
 
 @pytest.mark.parametrize("part", [{"prior": dgm.Normal(3)}, {"encoder": dgm.Normal(3, nn.Linear(3, 6))}])
 def test_latents_have_one_size(part):
+    assert dgm.build("vae", DATA, latent_size=3, **part).latents("x") == ("z",)
     with pytest.raises(ValueError, match=rf"latent_size is 2, but the {next(iter(part))} .* event_shape \(3,\)"):
         dgm.build("vae", DATA, latent_size=2, **part)
 

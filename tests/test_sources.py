@@ -363,3 +363,20 @@ def test_no_pickle_is_loaded(tmp_path):
     for name in ("trap.npy", "trap.npz", "raw.npy"):
         with pytest.raises((ValueError, TypeError), match=name):
             dgm.data.open(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_lists_of_numbers_are_an_array(kind):
+    rows = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.5]]
+    found = dgm.data.open(kind(map(kind, rows)))
+    assert found.x.tolist() == rows
+    assert found.y is None
+    images = dgm.data.open([[[[1, 2], [3, 4]]], [[[5, 6], [7, 8]]]])
+    assert images.event_shape == (1, 2, 2)
+    assert images.y is None
+
+
+def test_a_list_of_x_and_labels_is_a_dataset():
+    found = dgm.data.open([(torch.tensor([1.0, 2.0]), 0), (torch.tensor([3.0, 4.0]), 1)])
+    assert found.x.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert found.y.tolist() == [0, 1]

@@ -99,7 +99,7 @@ class OpenRun:
         """Names of the columns of x, if it is a table of reals."""
         return self.record.reading.get("columns") if self.program.levels is None else None
 
-    def as_stored(self) -> contextlib.AbstractContextManager[None]:
+    def shades(self) -> contextlib.AbstractContextManager[None]:
         """Draw gray images of a user's files as photographs, and those of named data sets as ink on paper."""
         return plots.photographs() if self.record.reading else contextlib.nullcontext()
 
@@ -197,7 +197,7 @@ class TrainedRun(Result):
         doing = {"implicit": ("sample",), "classifier": ("evaluate",)}.get(self.model, ("evaluate", "sample"))
         number = " --given " + ",".join("NUMBER" for _ in self.given) if self.given else ""
         return [
-            f"{self.folder}: trained {len(history.epochs)} epoch{'s' * (len(history.epochs) > 1)} in "
+            f"{self.folder}: trained {len(history.epochs)} epoch{'s' * (len(history.epochs) != 1)} in "
             f"{history.seconds:.1f} s, "
             f"kept the weights of epoch {history.best_epoch}: {loss}",
             "next: " + "; ".join(f"dgm {each} {self.folder}{number if each == 'sample' else ''}" for each in doing),
@@ -289,7 +289,7 @@ def sample_into(
     about = f"{run}" + ("" if class_name is None else f", class {class_name}")
     values = [" = ".join(each) for each in zip(needed, given, strict=True)] if needed and given else given
     what = f"{num_samples} samples of {about}" + ("" if values is None else f", given {', '.join(values)}")
-    with run.as_stored():
+    with run.shades():
         shown = plots.samples(x, levels=run.program.levels, title=what, columns=run.columns, words=run.record.words)
     plots.write_picture(picture, shown)
     written = runs.write_alike(picture.with_suffix(""), x, run.record, run.program.levels)
@@ -355,7 +355,7 @@ def impute_into(
         **options,
     ).cpu()
     about = f"{run}, {f'{region} hidden' if region else 'missing values drawn'}"
-    with run.as_stored():
+    with run.shades():
         shown = plots.imputations(
             x[:8],
             seen[:8],
@@ -484,7 +484,7 @@ def gaps_into(
         if plots.is_picture(points.x):
             name = f"{picture.stem}-{run.folder.name}-worst" if len(opened) > 1 else f"{picture.stem}-worst"
             title = f"Worst explained by {run.folder.name}"
-            with run.as_stored():
+            with run.shades():
                 worst = plots.worst_explained(gaps, levels=run.program.levels, title=title)
             plots.write_picture(picture.with_name(f"{name}.png"), worst)
     short = {folder.name for folder in found}
@@ -542,7 +542,7 @@ def detect_into(
     share = f"{int(flagged.sum())} of {len(flagged)}"
     if run.columns is None:
         title = f"Most anomalous for {run} first, by {score}: {share} are flagged"
-        with run.as_stored():
+        with run.shades():
             shown = plots.samples(points.x[found.ranked[:36]], levels=run.program.levels, title=title)
     else:
         title = f"{data}, and what {run} flags by {score}: {share} rows"
@@ -570,7 +570,7 @@ def classify_into(run: OpenRun, out: Path | None, data: str, **options: Any) -> 
     if plots.is_picture(points.x):
         picture, title = table.with_suffix(".png"), f"{run}: answers, struck if rejected"
         shown = points.x[:36], found.probabilities[:36], found.rejected[:36]
-        with run.as_stored():
+        with run.shades():
             plots.write_picture(picture, plots.answers(*shown, levels=reference.levels, title=title))
         written += f" and {picture}"
     return Shown(found, f"{run}: ", written, {"run": str(run.folder), "data": data})
@@ -578,9 +578,10 @@ def classify_into(run: OpenRun, out: Path | None, data: str, **options: Any) -> 
 
 def _with_files(records: list[dict[str, Any]], data: str) -> list[dict[str, Any]]:
     """The records of data, with the file of each if the data are a folder of images."""
-    if data in NAMES or not Path(data).is_dir():
+    folder = Path(data).expanduser()
+    if data in NAMES or not folder.is_dir():
         return records
-    files = image_files(Path(data))
+    files = image_files(folder)
     return [{"index": each["index"], "file": files[each["index"]], **each} for each in records]
 
 
@@ -637,7 +638,7 @@ def represent_into(
     found = representations.represent(run.program, points, train, seed=seed, **options)
     title = f"{found.site} of {len(points)} data, {run}"
     written = [picture.with_suffix(".npy")]
-    with run.as_stored():
+    with run.shades():
         figures = plots.representation(found, run.program, points.x, curve=curve, title=title)
     for name, figure in figures.items():
         written.append(picture if name == "map" else picture.with_name(f"{picture.stem}-{name}.png"))
@@ -693,7 +694,7 @@ def infer_of(
     """
     check_count(calibrate, "calibrate", at_least=0)
     posterior = posterior_from(target, data)
-    guides = guides or default_guides(posterior)
+    guides = default_guides(posterior) if guides is None else guides
     if calibrate:
         posterior.simulated(seed)  # raises before the fits if the model cannot simulate data
     shared: dict[str, Any] = {"gradient_steps": gradient_steps, "jobs": jobs, "seed": seed, "progress": progress}

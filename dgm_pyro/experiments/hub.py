@@ -15,14 +15,13 @@ import contextlib
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import dgm_pyro.checkpoint as checkpoint
-from dgm_pyro.checks import check_path, check_type
+from dgm_pyro.checks import check_path, check_type, warn
 from dgm_pyro.evaluation import Evidence, evaluate
 from dgm_pyro.experiments import runs
 from dgm_pyro.families.implicit import Implicit
@@ -167,7 +166,7 @@ def _test_evidence(
     try:
         points = record.points("test", data_dir)
     except (FileNotFoundError, ValueError) as error:
-        warnings.warn(f"the model card has no evidence: {error}", stacklevel=3)
+        warn(f"the model card has no evidence: {error}")
         return None
     return evaluate(program, points, num_particles=num_particles, progress=progress)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import io
-import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dgm_pyro.checks import warn
 from dgm_pyro.diagnosis.messages import in_one_line
 from dgm_pyro.experiments import plots
 from dgm_pyro.experiments.runs import write_json
@@ -132,10 +132,9 @@ def _draw_predictions(path: Path, posterior: Posterior, draws: Any) -> None:
     except torch.OutOfMemoryError:
         raise
     except (NotImplementedError, RuntimeError) as error:
-        warnings.warn(
+        warn(
             f"{path.name} is not drawn, because the model cannot be sampled: {in_one_line(error)}; in a .json file, "
-            "1.0 is a real number and 1 an integer",
-            stacklevel=3,
+            "1.0 is a real number and 1 an integer"
         )
     else:
         plots.write_picture(path, plots.predictions(checked, title=f"{checked.source} predictions"))

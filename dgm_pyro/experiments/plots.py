@@ -235,9 +235,9 @@ def theme(name: str) -> Iterator[Theme]:
         ValueError: there is no such theme.
     """
     check_choice(name, THEMES, "theme")
-    token = _theme.set(THEMES[name])
+    token = _theme.set(replace(THEMES[name], photographs=_theme.get().photographs))
     try:
-        yield THEMES[name]
+        yield _theme.get()
     finally:
         _theme.reset(token)
 
@@ -304,8 +304,10 @@ def images(
     column_labels: Sequence[str] = (),
     covered: Tensor | None = None,
 ) -> Figure:
-    """A grid of images. With one channel, 0 has the color of the paper and the highest value that of ink, or as in
-    `photographs`.
+    """A grid of images.
+
+    With one channel, 0 has the color of the paper, and the highest value that of ink. Within `photographs`, 0 is black
+    and the highest value white.
 
     Args:
         x: ``(N, 1, H, W)``, or ``(N, 3, H, W)`` in red, green and blue; row by row.
@@ -1209,38 +1211,41 @@ def latent_map(z: Tensor, y: Tensor | None = None, *, title: str = "") -> Figure
         across, up = flat.T.numpy()
         axes.scatter(across, up, s=9, color=colors.series[0], alpha=0.75, linewidths=0)
         return figure
-    for label in y.unique().tolist():
+    names, centers = y.unique().tolist(), []
+    for label in names:
         points = flat[y.cpu() == label]
+        centers.append(points.median(0).values.numpy())
         color = colors.classes[label % len(colors.classes)]
         across, up = points.T.numpy()
         axes.scatter(across, up, s=9, color=color, alpha=0.75, linewidths=0, label=str(label))
-    centers = np.stack([flat[y.cpu() == label].median(0).values.numpy() for label in y.unique().tolist()])
-    low, high = np.transpose([axes.get_xlim(), axes.get_ylim()])
-    for label, center in zip(
-        y.unique().tolist(), low + _apart((centers - low) / (high - low)) * (high - low), strict=True
-    ):
+    places = _apart(axes.transLimits.transform(centers))
+    for label, place in zip(names, places.tolist(), strict=True):
         color = colors.classes[label % len(colors.classes)]
         box = {"boxstyle": "circle,pad=0.25", "facecolor": colors.paper, "edgecolor": color, "linewidth": 1.4}
         axes.annotate(
-            str(label), (float(center[0]), float(center[1])), ha="center", va="center", weight="bold", size=9, bbox=box
+            str(label), place, xycoords="axes fraction", ha="center", va="center", weight="bold", size=9, bbox=box
         )
     return figure
 
 
 BADGE = 0.065
-"""Least distance between the centers of two badges, as a share of the axes."""
+MARGIN = 0.035
+"""Least distance between the centers of two badges, and from the edge, as a share of the axes."""
 
 
 def _apart(places: np.ndarray) -> np.ndarray:
     """The places ``(N, 2)``, moved until no two badges cover each other."""
-    places = places + 1e-6 * np.arange(len(places))[:, None]  # equal places have no direction to part in
-    for _ in range(200):
+    turns = 2.4 * np.arange(len(places))  # in radians: equal places part in many directions
+    for _ in range(500):
+        places = places + 1e-6 * np.stack([np.cos(turns), np.sin(turns)], axis=1)
         between = places[:, None] - places
         distance = np.linalg.norm(between, axis=-1) + 2 * np.eye(len(places))
         overlap = (BADGE - distance).clip(0)
         if not overlap.any():
             break
-        places = places + ((0.55 * overlap / distance)[..., None] * between).sum(1)
+        places = (places + ((0.55 * overlap / distance.clip(1e-6))[..., None] * between).sum(1)).clip(
+            MARGIN, 1 - MARGIN
+        )
     return places
 
 

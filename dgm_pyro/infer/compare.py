@@ -39,10 +39,10 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from tqdm import tqdm
 
-from dgm_pyro.checks import answering, check_count, check_counts, check_number, check_seed, check_type
+from dgm_pyro.checks import check_count, check_counts, check_number, check_seed, check_type, suggesting
 from dgm_pyro.evaluation import log_mean_weight, squared_mmd, standard_error
 from dgm_pyro.families.autoguide import PARTICLES, STEPS, AutoConditional, GuidedPosterior, Stacked
-from dgm_pyro.families.guides import FAMILIES, Fitted, auto
+from dgm_pyro.families.guides import Fitted, auto
 from dgm_pyro.infer.ais import HMC, Sandwich, annealing, bidirectional, temperatures
 from dgm_pyro.infer.draws import Draws
 from dgm_pyro.infer.mcmc import Chains, nuts
@@ -476,12 +476,16 @@ def _fit_sites(posterior: Posterior, guide: Any, steps: Any, num_particles: int,
     return values
 
 
+OF_SEVERAL = ("realnvp", "nsf", "mixture")
+"""Families of `dgm.guides.auto` that need two latents."""
+
+
 def default_guides(posterior: Posterior) -> tuple[str, ...]:
     """Names of the guides that `compare` fits by default; couplings need two latents."""
     return ("meanfield", "fullrank", "realnvp", "nsf") if posterior.D > 1 else ("meanfield", "planar")
 
 
-@answering
+@suggesting
 def compare(
     model: Callable[..., Any] | Posterior,
     *args: Any,
@@ -505,7 +509,7 @@ def compare(
         model: a Pyro model, called with ``args``; or a `Posterior`, for a model with named arguments.
         guides: names and classes that `dgm.guides.auto` knows, conditionals, or guides. An AutoGuide that has never
             been called is fitted; any other guide is used without fitting it. Default: meanfield, fullrank, realnvp
-            and nsf; for a single latent meanfield and planar.
+            and nsf; for one latent, meanfield and planar.
         reference: "nuts" to draw four chains; draws by latent, ``(N, *site_shape)``; or None.
         objective, gradient_steps, num_particles, lr: options of `train_guide`.
         restarts: fits of each guide, of which the best is kept, as in `train_guide`; a guide that is not one of
@@ -532,7 +536,7 @@ def compare(
     tensor(True)
     """
     if isinstance(model, Posterior) and args:
-        raise TypeError(f"a Posterior has its data already, but further arguments were passed: pass guides={args[0]!r}")
+        raise TypeError("a Posterior has its data already: leave out the arguments after it; guides=[...] is by name")
     posterior = model if isinstance(model, Posterior) else Posterior(model, *args)
     if guides is None:
         guides = default_guides(posterior)
@@ -547,9 +551,8 @@ def compare(
     for guide in guides:
         if is_choice(guide):
             auto(posterior.model, guide)  # reports an unknown name before the chains are drawn
-        if isinstance(guide, str) and guide in FAMILIES:
-            with torch.random.fork_rng(devices=[]):
-                FAMILIES[guide][0](posterior.D)  # likewise a family that takes no such number of latents
+        if posterior.D == 1 and guide in OF_SEVERAL:
+            raise ValueError(f"guide {guide!r} needs two latents, but the model has one: use meanfield or planar")
     chains, draws = _reference_draws(posterior, reference, num_samples, seed, progress)
     options: Any = {"objective": objective, "gradient_steps": gradient_steps, "num_particles": num_particles, "lr": lr,
                     "restarts": restarts, "jobs": jobs}  # fmt: skip

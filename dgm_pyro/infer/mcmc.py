@@ -33,7 +33,7 @@ from pyro import poutine
 from torch import Tensor
 from tqdm import tqdm
 
-from dgm_pyro.checks import answering, check_counts, check_number, check_seed
+from dgm_pyro.checks import check_counts, check_number, check_seed, suggesting
 from dgm_pyro.evaluation import evaluating
 from dgm_pyro.infer.draws import Draws, find_arviz
 from dgm_pyro.infer.posterior import Coordinates, check_target, joint_trace, with_latent_chains
@@ -172,7 +172,7 @@ class Chains(Result, Draws):
         )
 
 
-@answering
+@suggesting
 def nuts(
     program: Program | Posterior,
     x: Tensor | None = None,

@@ -9,7 +9,6 @@ import math
 import os
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from tqdm import tqdm
 
-from dgm_pyro.checks import answering, check_path, check_type
+from dgm_pyro.checks import check_path, check_type, suggesting, warn
 from dgm_pyro.data import Batches, Data
 from dgm_pyro.evaluation import as_data, evaluating, find_device
 from dgm_pyro.families.columns import Columns
@@ -40,7 +39,7 @@ from dgm_pyro.training.distributed import ProcessGroup, process_group
 from dgm_pyro.training.optimizers import OptimizerFactory, SchedulerFactory, optimizer_of, scheduler_of
 from dgm_pyro.training.options import TrainingOptions, changes, documented
 from dgm_pyro.training.states import States
-from dgm_pyro.training.step import CALLER, PyroObjective, Step
+from dgm_pyro.training.step import PyroObjective, Step
 
 __all__ = ["Epoch", "History", "NonFiniteLossError", "Tracker", "Training", "fit"]
 
@@ -513,7 +512,7 @@ class Training:
         if why_not is None:
             self._make_graph()
         elif self.device.type in RECORDING_DEVICES and options.compile is True:
-            self._warn_of_no_graph(why_not)
+            warn(f"the step is no CUDA graph: {why_not}")
 
     def _make_graph(self) -> None:
         make_capturable(self.optimizer, self.device)
@@ -555,11 +554,8 @@ class Training:
         self.history.cuda_graph = self.graph.recorded
         if self.graph.refused is not None:
             if self.options.compile is True:
-                self._warn_of_no_graph(self.graph.refused)
+                warn(f"the step is no CUDA graph: {self.graph.refused}")
             self.graph = None
-
-    def _warn_of_no_graph(self, reason: str) -> None:
-        warnings.warn(f"the step is no CUDA graph: {reason}", stacklevel=CALLER)
 
     def _clip(self, sums: Sums) -> Tensor:
         """Clip the gradient, and watch its norms and the sums; return its norm before clipping."""
@@ -654,7 +650,7 @@ class Training:
 
 
 @documented
-@answering
+@suggesting
 @alone()
 @differentiating("fit")
 def fit(
@@ -957,11 +953,10 @@ def _check_scale(program: Program, data: Data) -> None:
     near = (mean.abs() <= FAR * spread.clamp_min(1)) & (spread <= WIDE)
     if not near.all():
         i = int(near.int().argmin())
-        warnings.warn(
+        warn(
             f"feature {i} of the data has mean {mean[i]:.4g} and standard deviation {spread[i]:.4g}, but training "
             "starts from scale 1 around 0: train dgm.Standardized(program, x.mean(0), x.std(0)), and drop constant "
-            "features",
-            stacklevel=7,  # past Training, and fit with its three decorators
+            "features"
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,14 +15,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
+from dgm_pyro.checks import warn
 from dgm_pyro.networks.mlp import networks_in
 from dgm_pyro.objectives import at_progress
 from dgm_pyro.program import Program
 from dgm_pyro.training.compilation import Sums, Terms, check_compilable, export, optimized
 from dgm_pyro.training.distributed import ProcessGroup
-
-# Stack level from a warning in a step to the caller of `fit`: methods of `Training`, and fit with its three decorators.
-CALLER = 10
 
 
 class PyroObjective:
@@ -128,7 +125,7 @@ class Step:
                 except Exception as error:
                     if compile is True:
                         raise
-                    warnings.warn(f"the training continues uncompiled: {error}", stacklevel=CALLER)
+                    warn(f"the training continues uncompiled: {error}")
         if processes.world_size > 1:
             # A graph that is the same at each step is checked once. One that picks rows may leave out parameters.
             static = not hasattr(self.objective, "eager_only")

@@ -112,7 +112,7 @@ def test_level_zero_is_paper_and_the_highest_level_ink():
 
 @pytest.mark.parametrize("name", ["light", "dark"])
 def test_level_zero_of_a_photograph_is_black_and_the_highest_level_white(name):
-    with plots.theme(name), plots.photographs():
+    with plots.photographs(), plots.theme(name):
         drawn = plots.images(torch.tensor([0, 16]).reshape(2, 1, 1, 1), levels=17).axes[0].images[0]
     shades = drawn.to_rgba(drawn.get_array())[0, [0, 2], :3]
     assert shades.tolist() == [[0, 0, 0], [1, 1, 1]]
@@ -120,7 +120,8 @@ def test_level_zero_of_a_photograph_is_black_and_the_highest_level_white(name):
 
 def test_badges_of_classes_in_one_place_do_not_cover_each_other():
     torch.manual_seed(0)
-    figure = plots.latent_map(torch.randn(300, 2), torch.arange(300) % 10)
+    z = torch.randn(300, 2) * torch.tensor([[1.0, 1.0], [1e-3, 1e-3]])[(torch.arange(300) < 290).long()]
+    figure = plots.latent_map(z.abs(), torch.arange(300) % 10)  # most of them in one corner
     FigureCanvasAgg(figure).draw()
     [axes] = figure.axes
     boxes = [text.get_bbox_patch().get_window_extent() for text in axes.texts]
@@ -128,6 +129,8 @@ def test_badges_of_classes_in_one_place_do_not_cover_each_other():
     centers = np.array([[(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2] for box in boxes])
     distance = np.linalg.norm(centers[:, None] - centers, axis=-1)[np.triu_indices(10, 1)]
     assert distance.min() > 0.95 * max(box.width for box in boxes)
+    frame = axes.get_window_extent()
+    assert all(frame.contains(*center) for center in centers)
 
 
 @pytest.mark.parametrize("shape", [(4, 2, 8, 8), (4, 8, 8), (0, 1, 8, 8)])
