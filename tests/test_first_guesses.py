@@ -19,8 +19,9 @@ from dgm_pyro import catalog, cli, guesses
 
 DATA = dgm.Data(torch.randn(20, 3))
 FUNCTIONS = [
-    dgm.build, dgm.fit, dgm.evaluate, dgm.load, dgm.save, dgm.Data, dgm.data.open, dgm.data.load, dgm.infer.nuts,
-    dgm.infer.compare,
+    dgm.build, dgm.fit, dgm.evaluate, dgm.load, dgm.save, dgm.Data, dgm.data.open, dgm.data.load,
+    dgm.infer.ais, dgm.infer.check, dgm.infer.compare, dgm.infer.impute, dgm.infer.nuts, dgm.infer.psis, dgm.infer.sbc,
+    dgm.infer.smc, dgm.infer.train_guide,
 ]  # fmt: skip
 COMMANDS = typer.main.get_command(cli.app).commands
 

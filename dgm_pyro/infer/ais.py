@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import check_choice, check_count, check_number
+from dgm_pyro.checks import check_choice, check_count, check_number, suggesting
 from dgm_pyro.evaluation import evaluating, program_device
 from dgm_pyro.families.autoguide import over_reals
 from dgm_pyro.infer.draws import Draws, resampled
@@ -140,6 +140,7 @@ class Sandwich:
     acceptance: Tensor
 
 
+@suggesting
 def ais(
     program: Program | Posterior,
     x: Tensor | None = None,
@@ -232,6 +233,7 @@ def annealing(
         yield ToPosterior(program, x, given, num_chains, initial, observed)
 
 
+@suggesting
 def bidirectional(
     program: Program | Posterior,
     num_data: int,

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from tqdm import tqdm
 
-from dgm_pyro.checks import check_choice, check_count, check_counts, check_number, check_seed
+from dgm_pyro.checks import check_choice, check_count, check_counts, check_number, check_seed, suggesting
 from dgm_pyro.data import Data
 from dgm_pyro.diagnosis import Finding
 from dgm_pyro.evaluation import POSTERIOR_ROWS, as_data, evaluating, particles_at_once, program_device
@@ -146,6 +146,7 @@ class Calibration(Result):
         ]
 
 
+@suggesting
 def sbc(
     program: Program | Posterior,
     given: Any = None,
@@ -489,6 +490,7 @@ class Checks(Result):
         return [*parts, *map(str, self.findings)]
 
 
+@suggesting
 def check(
     program: Program | Posterior,
     data: Any = None,

@@ -250,6 +250,7 @@ def _largest_place(values: Mapping[str, Tensor]) -> tuple[str, tuple[int, ...]]:
     return name, tuple(int(i) for i in place)
 
 
+@suggesting
 def train_guide(
     posterior: Posterior,
     guide: Any,

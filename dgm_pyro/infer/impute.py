@@ -31,7 +31,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
 
-from dgm_pyro.checks import as_shape, check_count, check_seed, check_tensor, check_type, generator
+from dgm_pyro.checks import as_shape, check_count, check_seed, check_tensor, check_type, generator, suggesting
 from dgm_pyro.evaluation import evaluating
 from dgm_pyro.families.anyorder import AnyOrderDistribution, InOrder
 from dgm_pyro.families.autoregressive import Autoregressive, AutoregressiveDistribution
@@ -60,6 +60,7 @@ PARTICLES, DISCRETE = 64, 4096
 """Default numbers of particles per datum: in general, and for draws from a discrete prior."""
 
 
+@suggesting
 def impute(
     program: Program,
     x: Tensor,

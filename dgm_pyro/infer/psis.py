@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import check_count, check_dense
+from dgm_pyro.checks import check_count, check_dense, suggesting
 from dgm_pyro.evaluation import evaluating, particles_at_once
 from dgm_pyro.families.autoguide import weigh
 from dgm_pyro.infer.draws import Draws, resampled
@@ -109,6 +109,7 @@ class Weighted(Result, Draws):
         ]
 
 
+@suggesting
 def psis(
     program: Program | Posterior,
     x: Any = None,

@@ -43,7 +43,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import check_count, check_counts, check_number
+from dgm_pyro.checks import check_count, check_counts, check_number, suggesting
 from dgm_pyro.evaluation import evaluating
 from dgm_pyro.families.autoregressive import Autoregressive, FeatureChain
 from dgm_pyro.families.diffusion import Denoised, Denoising, UnrolledDiffusion
@@ -350,6 +350,7 @@ class Tempered:
         return {"u": u}, weight
 
 
+@suggesting
 @torch.no_grad()
 def smc(
     program: Program | Posterior,
