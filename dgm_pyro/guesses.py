@@ -23,6 +23,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("features", "inputs"), ("x", "columns")),
     **dict.fromkeys(("warmup_steps", "num_warmup", "burn_in"), ("warmup",)),
     **dict.fromkeys(("chains", "n_chains"), ("num_chains",)),
+    **dict.fromkeys(("n", "num"), ("num_data", "num_samples")),
     "k": ("num_particles",),
     "patience": ("early_stopping",),
     "scheduler": ("lr_schedule",),
