@@ -209,8 +209,8 @@ def arrays_of(source: Any, choice: Choice) -> Arrays:
 
 def _label_and_given(choice: Choice) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Labels and ``given`` for an array: both are arrays themselves."""
-    label = None if choice.label is None else np.asarray(choice.label)
-    return label, None if choice.given is None else _checked_numbers(np.asarray(choice.given), "given")
+    label = None if choice.label is None else np.array(choice.label)  # copies: torch takes no array that is read-only
+    return label, None if choice.given is None else _checked_numbers(np.array(choice.given), "given")
 
 
 def _arrays_of_path(path: Path, choice: Choice) -> Arrays:

@@ -380,3 +380,14 @@ def test_a_list_of_x_and_labels_is_a_dataset():
     found = dgm.data.open([(torch.tensor([1.0, 2.0]), 0), (torch.tensor([3.0, 4.0]), 1)])
     assert found.x.tolist() == [[1.0, 2.0], [3.0, 4.0]]
     assert found.y.tolist() == [0, 1]
+
+
+def test_read_only_arrays_are_taken():
+    table = FRAME[["a", "b", "t"]]  # whose arrays pandas may make read-only
+    x, given, label = (np.array(table[name]) for name in (["a"], ["t"], "b"))
+    for each in (x, given, label):
+        each.flags.writeable = False
+    data = dgm.data.open(x, given=given, label=label)
+    torch.testing.assert_close(data.given, torch.tensor(np.array(given), dtype=torch.float32))
+    data.given.zero_()
+    assert given[0, 0] == FRAME["t"][0], "a copy"
