@@ -245,9 +245,22 @@ class Posterior:
         return self.densities(u)[1]
 
     def densities(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """`log_prior` and `log_likelihood` of ``u`` from one run of the model."""
+        """`log_prior` and `log_likelihood` of ``u`` from one run of the model.
+
+        Where a matrix has no factorization, the density is 0: `log_prior` is -inf.
+        """
         self._check_vector(u)
-        return self._map_vectors(self._log_prior_and_likelihood, u)  # type: ignore[no-any-return]
+        try:
+            return self._map_vectors(self._log_prior_and_likelihood, u)  # type: ignore[no-any-return]
+        except torch.linalg.LinAlgError:
+            if u.dim() == 1:
+                zero = 0 * u.sum()
+                return zero - math.inf, zero
+            halves = [self.densities(half) for half in (u.tensor_split(2) if len(u) > 1 else u)]
+            prior, likelihood = (
+                torch.cat([each.reshape(-1, *u.shape[1:-1]) for each in parts]) for parts in zip(*halves, strict=True)
+            )
+            return prior, likelihood
 
     def compiled(self, batch_size: int, fuse: bool = False) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """`log_joint` and its gradient for ``batch_size`` vectors, as tensor operations without Pyro's handlers.

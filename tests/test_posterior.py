@@ -207,3 +207,37 @@ def test_wrong_vectors_and_values():
         posterior.unconstrain({"mu": torch.zeros(2), "tau": torch.ones(2), "raw": torch.zeros(2, 7)})
     with pytest.raises(ValueError, match="'beta', 'sigma' is not a normalized distribution"):
         made("flat-regression").prior(2)
+
+
+def covariance_of_a_number():
+    """p(a) p(data | a), where a covariance has no Cholesky factor below a = -3, near which the data lie."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    factor = torch.linalg.cholesky(torch.eye(2) * (a + 3))
+    pyro.factor("data", -0.5 * factor.sum() - 6 * (a + 3))
+
+
+def density_of_a_number(a):
+    at = (a + 3).clamp_min(0)
+    return torch.where(a > -3, dist.Normal(0.0, 1.0).log_prob(a) - at.sqrt() - 6 * at, -torch.inf)
+
+
+@pytest.mark.parametrize("shape", [(1,), (9, 1), (1, 1), (3, 1, 1), (2, 5, 1)])
+def test_the_density_is_zero_where_a_matrix_has_no_factorization(shape):
+    posterior = Posterior(covariance_of_a_number)
+    u = torch.linspace(-5, 1, torch.Size(shape).numel()).reshape(shape).requires_grad_()
+    a = u.detach()[..., 0]
+    found = posterior.log_joint(u)
+    torch.testing.assert_close(found, density_of_a_number(a))
+    inside = a > -3
+    (gradient,) = torch.autograd.grad(found[inside].sum() + 0 * u.sum(), u)
+    exact = torch.where(inside, -a - 0.5 * (a + 3).clamp_min(1e-9).rsqrt() - 6, 0.0)
+    torch.testing.assert_close(gradient[..., 0], exact)
+
+
+def test_annealing_stays_where_a_matrix_has_a_factorization():
+    posterior = Posterior(covariance_of_a_number)
+    found = dgm.infer.ais(posterior, num_chains=16, num_temperatures=10, num_leapfrog=3, seed=2)
+    grid = torch.linspace(-3, 8, 20_001)
+    evidence = torch.trapezoid(density_of_a_number(grid).exp(), grid)
+    weights = found.log_weights.exp()
+    assert abs(weights.mean() - evidence) < 4 * weights.std() / 16**0.5
