@@ -7,7 +7,9 @@ A test is slow, and left out of ``make quick``, for one of two reasons:
 - it is one of more than `MANY` cases of one test, such as the programs of the registry. One case in `KEPT` is not slow,
   and different tests keep different ones, so that every program stays under some tests.
 
-A test marked ``nightly`` is slow, too: it takes long and holds what a shorter one holds of a smaller or a like program.
+A test marked ``nightly`` is slow, too. It takes long and holds what a shorter one holds of a smaller or a like program.
+Or it is every second of the cases of one test, where these are more than `MANY`, or more than `FEW` of them take long.
+Different tests leave out different halves here, too, and every case runs at night.
 
 The limits are such that the rest takes less than two minutes on two cores.
 """
@@ -55,7 +57,7 @@ DURATIONS = Path(__file__).parent / "durations.json"
 SLOW = 0.15  # seconds of processor time, which other work on the machine does not change
 LONG = 5.0
 NIGHTLY = "nightly: `make test ARGS=--all` runs it"
-MANY, KEPT = 30, 4
+MANY, KEPT, FEW = 30, 4, 5
 STARTED = pytest.StashKey[float]()
 SHARED = pytest.StashKey[
     dict[str, float]
@@ -89,10 +91,14 @@ def pytest_collection_modifyitems(items):
             tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for name, cases in tests.items():
         kept = crc32(name.encode()) % KEPT
+        measured = sum(item.nodeid in seconds for item in cases)
         for i, item in enumerate(cases):
-            measured = item.nodeid in seconds or any(name in seconds for name in shared_fixtures(item))
-            if measured or (len(cases) > MANY and i % KEPT != kept):
+            takes_long, one_of_many = item.nodeid in seconds, len(cases) > MANY and i % KEPT != kept
+            if takes_long or one_of_many or any(each in seconds for each in shared_fixtures(item)):
                 item.add_marker(pytest.mark.slow)
+            by_night = (takes_long and measured > FEW) or one_of_many
+            if by_night and i % 2 != kept % 2 and not item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.nightly)
     # A fixture of a module is made again when tests of another module have run in between.
     items.sort(key=lambda item: max(seconds.get(name, 0.0) for name in {item.nodeid, *shared_fixtures(item)}) < LONG)
 
@@ -143,18 +149,21 @@ def pytest_runtest_makereport(item, call):
 
 
 class Recorder:
-    """Writes the durations of tests and shared fixtures, in whatever process, and forgets those that did not run."""
+    """Writes the durations of tests and shared fixtures, in whatever process. Tests that are skipped keep theirs."""
 
     def __init__(self):
-        self.seconds = {}
+        self.seconds, self.skipped, self.before = {}, {}, json.loads(DURATIONS.read_text())
 
     def pytest_runtest_logreport(self, report):
+        if report.skipped and report.nodeid in self.before:
+            self.skipped[report.nodeid] = self.before[report.nodeid]
         measured = dict(report.user_properties)  # a worker that crashed has measured nothing
         if report.when == "teardown" and "seconds" in measured:
             self.seconds |= measured["seconds"]
 
     def pytest_sessionfinish(self):
-        slow = {name: round(seconds, 1) for name, seconds in sorted(self.seconds.items()) if seconds > SLOW}
+        found = sorted((self.seconds | self.skipped).items())
+        slow = {name: round(seconds, 1) for name, seconds in found if seconds > SLOW}
         DURATIONS.write_text(json.dumps(slow, indent=0, ensure_ascii=False) + "\n")
 
 
