@@ -27,10 +27,10 @@ tour: $(VENV)/.installed  ## train and compare every family on real digits, writ
 quick: $(VENV)/.installed-test  ## run the fast tests of every module, in under two minutes on two cores (ARGS="-k vae")
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow" $(ARGS)
 
-test: $(VENV)/.installed-test  ## run all tests (ARGS="-k vae"; ARGS=--all adds what runs every night)
+test: $(VENV)/.installed-test  ## run the tests of every day (ARGS="-k vae"; ARGS=--all adds those of the night)
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-durations: $(VENV)/.installed-test  ## run all tests and write tests/durations.json, by which `make quick` chooses
+durations: $(VENV)/.installed-test  ## run them and write tests/durations.json, by which `make quick` chooses
 	$(BIN)/python -m pytest -n auto --dist worksteal --record-durations
 
 lowest: $(LOWEST)/.installed  ## test with the lowest versions of all dependencies, on Python 3.11 (ARGS="-k cli")
