@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from dgm_pyro.checks import as_shape, check_choice, check_count, check_type, close_to, suggesting, warn
+from dgm_pyro.checks import READERS, as_shape, check_choice, check_count, check_type, close_to, suggesting, warn
 from dgm_pyro.data import Data
 from dgm_pyro.families import multiscale
 from dgm_pyro.families.anyorder import AnyOrder
@@ -942,8 +942,7 @@ def build(
     check_choice(model, MODELS, "model", GUESSES)
     if not isinstance(data, Data):
         raise TypeError(
-            f"data must be a dgm.data.Data, got {type(data).__name__}: use dgm.Data(x, y) for tensors, "
-            "dgm.data.open(source) for arrays, frames and files, dgm.data.load(name) for named data sets"
+            f"data must be a dgm.data.Data, got {type(data).__name__}: use dgm.Data(x, y) for tensors, {READERS}"
         )
     parts = {
         "prior": prior,

@@ -26,6 +26,9 @@ Shape = torch.Size | tuple[Any, ...]
 WITHIN = ("contextlib", "dgm_pyro", "torch")
 """Packages whose functions run between a user's call and a warning."""
 
+READERS = "dgm.data.open(source) for arrays, frames and files, dgm.data.load(name) for named data sets"
+"""How to make data of what is none, for messages."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -116,7 +119,10 @@ def close_to(name: Any, choices: Iterable[str], guesses: Mapping[str, str] | Non
     if not isinstance(name, str):
         return ""
     choices = list(choices)
-    meant = (guesses or {}).get(re.sub("[ _-]+", "-", name.lower())) or nearest_name(name, choices)
+    return _suggestion((guesses or {}).get(re.sub("[ _-]+", "-", name.lower())) or nearest_name(name, choices), choices)
+
+
+def _suggestion(meant: str | None, choices: Collection[str]) -> str:
     if meant is None:
         return ""
     return f" (did you mean {meant!r}?)" if meant in choices else f": {meant}"
@@ -130,11 +136,9 @@ def suggesting(function: F) -> F:
     def checked(*args: Any, **options: Any) -> Any:
         for name in options:
             if name not in names:
-                remedy = REMEDIES.get(called, {}).get(name)
                 ours = next((each for each in ARGUMENTS.get(name, ()) if each in names), None)
-                meant = ours or nearest_name(name, names)
-                suggestion = f": {remedy}" if remedy else f" (did you mean {meant!r}?)" if meant else ""
-                raise TypeError(f"{called} takes no {name}{suggestion}")
+                meant = REMEDIES.get(called, {}).get(name) or ours or nearest_name(name, names)
+                raise TypeError(f"{called} takes no {name}{_suggestion(meant, names)}")
         return function(*args, **options)
 
     return cast(F, checked)
@@ -143,7 +147,7 @@ def suggesting(function: F) -> F:
 def warn(message: str) -> None:
     """Warn of the line outside of the package from which it was called."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in WITHIN:
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in WITHIN:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
 

@@ -55,7 +55,7 @@ from dgm_pyro.checks import (
     near_name,
     suggesting,
 )
-from dgm_pyro.guesses import MODULES
+from dgm_pyro.guesses import MODULES, absent
 
 __all__ = ["NAMES", "Batches", "Data", "StoredData", "load", "open"]
 
@@ -870,7 +870,7 @@ if not TYPE_CHECKING:  # a checker of types would take any name for one of ours
     def __getattr__(name: str) -> Any:
         data_set = name.removeprefix("load_").replace("_", "-")
         remedy = f"dgm.data.load({data_set!r})" if data_set in NAMES else MODULES["data"].get(name)
-        raise AttributeError(f"dgm_pyro.data has no {name!r}" + (f": use {remedy}" if remedy else ""))
+        raise absent("dgm_pyro.data", name, remedy)
 
 
 def subset(data: Data, num_data: int | None, random: np.random.Generator, split: str) -> Data:

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import dgm_pyro.noise as noise
-from dgm_pyro.checks import check_counts, check_dense, check_type, find_device, suggesting
+from dgm_pyro.checks import READERS, check_counts, check_dense, check_type, find_device, suggesting
 from dgm_pyro.data import Data, StoredData
 from dgm_pyro.families.autoguide import weigh
 from dgm_pyro.families.continuous import ContinuousDiffusion
@@ -481,8 +481,7 @@ def as_data(program: Program, data: Any, argument: str = "data", *, missing: boo
         return Data(x=_as_reals(program, x), levels=program.levels, name="tensor")
     if not isinstance(data, Data):
         raise TypeError(
-            f"{argument} must be a dgm.data.Data or a torch.Tensor, got {type(data).__name__}: use "
-            "dgm.data.open(source) for arrays, frames and files, dgm.data.load(name) for named data sets"
+            f"{argument} must be a dgm.data.Data or a torch.Tensor, got {type(data).__name__}: use {READERS}"
         )
     if isinstance(data, StoredData):  # their values are checked as they are read, their support by an even sample
         return data.alike(as_data(program, data.excerpt, argument, missing=missing))

@@ -182,3 +182,8 @@ METHODS: dict[str, str] = {
     **dict.fromkeys(("elbo", "loss"), "dgm.evaluate(program, data), or dgm.ELBO()(program, x)"),
 }
 """Methods looked for in a program, and what to use."""
+
+
+def absent(owner: str, name: str, remedy: str | None) -> AttributeError:
+    """The error about a name that ``owner`` does not have; ``remedy`` is what to use instead, if there is something."""
+    return AttributeError(f"{owner} has no {name!r}" + (f": use {remedy}" if remedy else ""))

@@ -49,7 +49,7 @@ import dgm_pyro.factors as factors
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import Shape, check_count, check_dense, check_finite, check_seed, check_tensor
 from dgm_pyro.data import Data
-from dgm_pyro.guesses import METHODS
+from dgm_pyro.guesses import METHODS, absent
 from dgm_pyro.networks.mlp import apply_network, eval_mode
 
 __all__ = [
@@ -190,7 +190,7 @@ class Program(nn.Module):
         except AttributeError:
             if name not in METHODS or hasattr(type(self), name):  # a property that has failed
                 raise
-            raise AttributeError(f"{type(self).__name__} has no {name!r}: use {METHODS[name]}") from None
+            raise absent(type(self).__name__, name, METHODS[name]) from None
 
     def train(self: P, mode: bool = True) -> P:
         """Set training mode, as `torch.nn.Module.train` does; `dgm.fit` trains the program."""

@@ -330,3 +330,8 @@ def test_a_warning_names_the_line_of_the_caller(warns, message):
     with pytest.warns(UserWarning, match=message) as warned:
         warns()
     assert {each.filename for each in warned} == {__file__}
+
+
+def test_a_warning_needs_no_module_of_the_caller():
+    with pytest.warns(UserWarning, match="is constant"):
+        exec("build('made', data)", {"build": dgm.build, "data": dgm.Data(torch.ones(9, 2))})

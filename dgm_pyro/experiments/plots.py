@@ -228,6 +228,15 @@ def write_picture(path: Path, figure: Figure) -> None:
 
 
 @contextlib.contextmanager
+def _drawing_in(chosen: Theme) -> Iterator[Theme]:
+    token = _theme.set(chosen)
+    try:
+        yield chosen
+    finally:
+        _theme.reset(token)
+
+
+@contextlib.contextmanager
 def theme(name: str) -> Iterator[Theme]:
     """Draw the figures made inside in the theme ``name``, "light" or "dark".
 
@@ -235,21 +244,15 @@ def theme(name: str) -> Iterator[Theme]:
         ValueError: there is no such theme.
     """
     check_choice(name, THEMES, "theme")
-    token = _theme.set(replace(THEMES[name], photographs=_theme.get().photographs))
-    try:
-        yield _theme.get()
-    finally:
-        _theme.reset(token)
+    with _drawing_in(replace(THEMES[name], photographs=_theme.get().photographs)) as chosen:
+        yield chosen
 
 
 @contextlib.contextmanager
 def photographs() -> Iterator[None]:
     """Draw the gray images in the figures made inside as photographs: 0 is black and the highest value white."""
-    token = _theme.set(replace(_theme.get(), photographs=True))
-    try:
+    with _drawing_in(replace(_theme.get(), photographs=True)):
         yield
-    finally:
-        _theme.reset(token)
 
 
 P = ParamSpec("P")

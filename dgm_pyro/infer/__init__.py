@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dgm_pyro.guesses import MODULES
+from dgm_pyro.guesses import MODULES, absent
 from dgm_pyro.infer.ais import HMC, Annealed, Sandwich, ais, bidirectional
 from dgm_pyro.infer.checks import Calibration, Checks, Units, check, sbc, units
 from dgm_pyro.infer.compare import GuideComparison, GuideRow, compare, train_guide
@@ -55,5 +55,4 @@ __all__ = [
 if not TYPE_CHECKING:  # a checker of types would take any name for one of ours
 
     def __getattr__(name: str) -> Any:
-        remedy = MODULES["infer"].get(name)
-        raise AttributeError(f"dgm_pyro.infer has no {name!r}" + (f": use {remedy}" if remedy else ""))
+        raise absent("dgm_pyro.infer", name, MODULES["infer"].get(name))
