@@ -93,16 +93,22 @@ def pixelcnn() -> dgm.Program:
     return dgm.Autoregressive(dgm.Bernoulli(SHAPE, PixelCNN(SHAPE, 1, 96, 15, levels=2, dropout=0.3)))
 
 
+def small_pixelcnn() -> dgm.Program:
+    return dgm.Autoregressive(dgm.Bernoulli(SHAPE, PixelCNN(SHAPE, 1, 64, 6, 5, levels=2)))
+
+
 def vdvae() -> dgm.Program:
     """The hierarchy that `dgm.build` makes for images of this shape."""
     return dgm.build("vdvae", dgm.Data(torch.zeros(50_000, *SHAPE, dtype=torch.uint8), levels=2))
 
 
+ON_CPU = {"batch_size": 50, "lr": 2e-3, "compile": True, "precision": "bf16", "validate_every": 2000}
 ON_GPU = {"batch_size": 128, "compile": True, "precision": "bf16", "ema": 0.9995, "validate_every": 2000}
 RECIPES = {
     "elbo": Recipe(narrow, "elbo", 300, {"ema": 0.9995, "weight_decay": 0.03}, all_data=True),
     "iwae": Recipe(narrow, "iwae:50", 10, {"lr": 5e-4}, start="elbo", all_data=True),
     "conv-flow": Recipe(convolutional(realnvp), "annealed", 50),
+    "small-pixelcnn": Recipe(small_pixelcnn, "elbo", 6, ON_CPU),
     "pixelcnn": Recipe(pixelcnn, "elbo", 150, ON_GPU | {"lr": 2e-3}),
     "vdvae": Recipe(vdvae, "elbo", 100, ON_GPU),
 }

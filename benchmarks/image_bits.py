@@ -5,7 +5,8 @@
 
 The files hold ``x``, ``(N, C, H, W)``, integers of 8 bits. Every family trains for ``--steps`` steps of 32 images, or
 for about ``--minutes`` minutes, at the learning rate 0.001. With ``--validation``, a share of the training images
-chooses the best weights. Times are processor time of one thread. Each model adds a line to ``bench/image_bits.jsonl``.
+chooses the best weights. Times are processor time of one thread. Each model adds a line to ``bench/image_bits.jsonl``,
+and its program to ``bench/``.
 """
 
 from __future__ import annotations
@@ -51,25 +52,25 @@ def histograms(train: dgm.Data, test: dgm.Data) -> torch.Tensor:
     return -masses.gather(0, test.x.flatten(1).long()).double().log2().mean(1)
 
 
-def trained(
-    name: str, train: dgm.Data, test: dgm.Data, steps: int, minutes: float | None, validation: float | None, seed: int
-) -> dict[str, object]:
+def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: argparse.Namespace) -> dict[str, object]:
+    seed = options.seed
     torch.manual_seed(seed)
     program = dgm.build(name, train)
 
-    def fit(program: dgm.Program, steps: int, validation: float | None) -> float:
+    def fit(program: dgm.Program, steps: int, validation: float | None = None) -> float:
         start = time.process_time()
         dgm.fit(
-            program, train, gradient_steps=steps, batch_size=32, lr=1e-3, ema=0.98, seed=seed, compile=False,
-            validation=validation, validate_every=max(1, steps // 5), progress=False,
+            program, train, gradient_steps=steps, batch_size=32, lr=1e-3, ema=0.98, seed=seed, compile=options.compile,
+            precision=options.precision, validation=validation, validate_every=max(1, steps // 5), progress=False,
         )  # fmt: skip
         return time.process_time() - start
 
-    if minutes is not None:
+    if options.minutes is not None:
         trial = copy.deepcopy(program)
-        fit(trial, 1, None)
-        steps = max(1, round(60 * minutes * TRIED / fit(trial, TRIED, None)))
-    seconds = fit(program, steps, validation)
+        fit(trial, 1)  # compiles
+        a_step = (fit(trial, 1 + TRIED) - fit(trial, 1)) / TRIED
+        steps = max(1, round(60 * options.minutes / a_step))
+    seconds = fit(program, steps, options.validation)
     found = dgm.evaluate(program, test, num_particles=1, num_samples=SAMPLES, batch_size=32)
     dgm.save(program, Path("bench") / f"image_bits_{train.name}_{name}_{seed}")
     return {
@@ -94,6 +95,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[700], help="one number, or one for each model")
     parser.add_argument("--minutes", type=float, help="processor time of each training, in place of steps")
     parser.add_argument("--validation", type=float, help="share of the training images that chooses the best weights")
+    parser.add_argument("--precision", default="float32", help="of the networks in training: float32 or bf16")
+    parser.add_argument("--compile", action="store_true", help="compile the steps; compilation counts as training")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -119,7 +122,7 @@ def main() -> None:
         record({"model": model, "bits": bits.mean().item(), "stderr": (bits.std() / len(bits) ** 0.5).item()})
     steps = options.steps * len(options.models) if len(options.steps) == 1 else options.steps
     for name, count in zip(options.models, steps, strict=True):
-        record(trained(name, train, test, count, options.minutes, options.validation, options.seed))
+        record(trained(name, train, test, count, options))
 
 
 if __name__ == "__main__":

@@ -806,8 +806,8 @@ CALLS = {
         {"order": ["x", None, 3, (0, 0)]},
     ),
     "networks.PixelCNN": Call(
-        dict(in_shape=(1, 4, 4), num_parameters=1, width=4, layers=1, kernel_size=3, dropout=0.1),
-        {"kernel_size": [2, 1.5, "x", None]},
+        dict(in_shape=(1, 4, 4), num_parameters=1, width=4, layers=2, kernel_size=3, attention=1, heads=2, dropout=0.1),
+        {"kernel_size": [2, 1.5, "x", None], "attention": [-1, 2, 1.5, "x", None]},
     ),
     "networks.ConvEncoder": Call(
         dict(in_shape=(1, 4, 4), out_features=2, channels=(4,), blocks=1, width=4, dropout=0.1)

@@ -32,13 +32,18 @@ from dgm_pyro.registry import register
 __all__ = ["CausalTransformer"]
 
 
+def check_heads(width: int, heads: int) -> None:
+    check_counts(heads=heads)
+    if width % heads:
+        raise ValueError(f"width must be a multiple of heads, got width={width} and heads={heads}")
+
+
 class SelfAttention(nn.Module):
     """Attention of every place to every place, ``(N, T, width)`` to the same."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        if width % heads:
-            raise ValueError(f"width must be a multiple of heads, got width={width} and heads={heads}")
+        check_heads(width, heads)
         self.heads = heads
         self.queries_keys_values, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
@@ -127,10 +132,9 @@ class CausalTransformer(nn.Module):
     ):
         super().__init__()
         check_sizes(in_shape=in_shape)
-        check_counts(num_parameters=num_parameters, width=width, layers=layers, heads=heads)
+        check_counts(num_parameters=num_parameters, width=width, layers=layers)
+        check_heads(width, heads)
         check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
-        if width % heads:
-            raise ValueError(f"width must be a multiple of heads, got width={width} and heads={heads}")
         self.in_shape, self.given_shape = input_shapes(in_shape, given_shape, num_classes)
         self.num_parameters, self.num_classes, self.levels = num_parameters, num_classes, levels
         size = math.prod(self.in_shape)

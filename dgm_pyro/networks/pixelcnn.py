@@ -13,11 +13,14 @@ Every layer is gated and reads h, what is given, through biases (van den Oord et
 The channels of a pixel are ordered too. The stacks read whole pixels. The parameters of a channel depend on the skip
 connections of its pixel, and on the channels before it in that pixel.
 
+Attention blocks between the layers let a pixel read all pixels before it, however far away (PixelSNAIL).
+
 Sampling goes row by row: `PixelCNN.cache` runs the vertical stack one row at a time, once the row above is known, and
 the horizontal stack one pixel at a time.
 
 Source: van den Oord et al. 2016 (Conditional image generation with PixelCNN decoders, arXiv 1606.05328), section 2;
-for whole pixels and their channels, Salimans et al. 2017 (PixelCNN++, arXiv 1701.05517), section 2.2.
+for whole pixels and their channels, Salimans et al. 2017 (PixelCNN++, arXiv 1701.05517), section 2.2; for attention
+blocks, Chen et al. 2018 (PixelSNAIL, arXiv 1712.09763), section 3.
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dgm_pyro.checks import check_counts, check_network_options, is_integer
+from dgm_pyro.checks import check_count, check_counts, check_network_options, is_integer
+from dgm_pyro.networks.attention import AttentionLayer, check_heads
+from dgm_pyro.networks.caches import Growing
 from dgm_pyro.networks.mlp import InputEmbedding, input_shapes, to_unit
 from dgm_pyro.registry import register
 
@@ -58,6 +63,23 @@ class GatedLayer(nn.Module):
         return gate(a), h + residual, skip
 
 
+class AttentionBlock(nn.Module):
+    """Attention of every pixel to those before it: the horizontal stack, ``(B, C, H, W)``, to the same.
+
+    The stack at a pixel has not read the pixel itself. So a place attends to itself too, and it adds the features of
+    the pixel just before it, which may be at the end of the row above, out of the reach of convolutions.
+    """
+
+    def __init__(self, width: int, heads: int, pixels: int, dropout: float):
+        super().__init__()
+        self.positions = nn.Parameter(0.02 * torch.randn(pixels, width))
+        self.layer = AttentionLayer(width, heads, dropout)
+
+    def forward(self, h: Tensor, pixels: Tensor) -> Tensor:
+        before = F.pad(pixels.flatten(2), (1, -1))
+        return self.layer((h.flatten(2) + before).mT + self.positions).mT.unflatten(2, h.shape[2:])
+
+
 class ChannelsBefore(nn.Module):
     """``(B, C, H, W)`` to ``(B, C * width, H, W)``: features for each channel, from the channels before it."""
 
@@ -83,7 +105,7 @@ class PixelCNN(nn.Module):
 
     Pixels are ordered row by row, and each pixel's channels follow each other. After L layers of kernel size k, the
     receptive field of a pixel has 1 + L (k // 2) pixels to the left, the same number of rows above, and in these
-    L (k // 2) columns to either side. Choose L and k to cover the image.
+    L (k // 2) columns to either side. Choose L and k to cover the image, or add attention, which reads all of it.
 
     Args:
         in_shape: shape of one image, ``(C, H, W)``.
@@ -91,6 +113,9 @@ class PixelCNN(nn.Module):
         width: channels of each stack.
         layers: L, the number of gated layers.
         kernel_size: k, odd.
+        attention: number of attention blocks, spread evenly between the layers; fewer than L. Their time grows with the
+            square of the number of pixels.
+        heads: number of attention heads per block; must divide ``width``.
         given_shape: shape of one ``given``, for ``network(x, given)``.
         num_classes: number of class labels, where ``given`` is a label.
         levels: x takes the integers 0 .. levels - 1, and is scaled to [-1, 1].
@@ -100,7 +125,8 @@ class PixelCNN(nn.Module):
         order: the flat indices of the features, first to last.
 
     Raises:
-        ValueError: the shape is not that of an image, the kernel size is even, or a size is no positive integer.
+        ValueError: the shape is not that of an image, the kernel size is even, a size is no positive integer, there are
+            as many attention blocks as layers, or ``heads`` does not divide ``width``.
 
     >>> PixelCNN((1, 4, 4), 3, width=8, layers=2)(torch.zeros(5, 1, 4, 4)).shape
     torch.Size([5, 3, 1, 4, 4])
@@ -116,6 +142,8 @@ class PixelCNN(nn.Module):
         layers: int = 8,
         kernel_size: int = 3,
         *,
+        attention: int = 0,
+        heads: int = 4,
         given_shape: Sequence[int] | None = None,
         num_classes: int | None = None,
         levels: int | None = None,
@@ -132,6 +160,11 @@ class PixelCNN(nn.Module):
         if not is_integer(kernel_size) or kernel_size < 3 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size!r}")
         self.num_classes, self.levels = num_classes, levels
+        check_count(attention, "attention", at_least=0)
+        if attention >= layers:
+            raise ValueError(f"attention must be less than layers, {layers}, got {attention}")
+        if attention:
+            check_heads(width, heads)
         depth = self.in_shape[0]
         pixels = torch.arange(self.in_shape.numel()).reshape(depth, -1)
         self.order = tuple(pixels.T.flatten().tolist())
@@ -145,6 +178,13 @@ class PixelCNN(nn.Module):
                 dropout,
             )
             for _ in range(layers)
+        )
+        # By the layer that they precede.
+        self.attention = nn.ModuleDict(
+            {
+                str(i * layers // (attention + 1)): AttentionBlock(width, heads, pixels.shape[1], dropout)
+                for i in range(1, attention + 1)
+            }
         )
         self.last = nn.Sequential(
             nn.ReLU(),
@@ -160,7 +200,9 @@ class PixelCNN(nn.Module):
         pixels = self.first(x)
         v, h = F.pad(pixels, (0, 0, 1, -1)), F.pad(pixels, (1, -1, 0, 0))
         skips = torch.zeros_like(pixels)
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
+            if str(i) in self.attention:
+                h = self.attention[str(i)](h, pixels)
             v, h, skip = layer(v, h, given)
             skips = skips + skip
         hidden = self.last[:2](skips)
@@ -212,6 +254,11 @@ class PixelCNNCache:
         self.embeddings = [] if given is None else [layer.embedding(given) for layer in self.layers if layer.embedding]
         self.above = [blank[:, :, None, None].expand(-1, -1, self.reach, self.width)] * len(self.layers)
         self.left = self.from_above = blank  # set by the first row
+        self.attention = {
+            int(i): CachedAttention(block, batch_size)
+            for i, block in network.attention.items()
+            if isinstance(block, AttentionBlock)
+        }
         self.values: list[Tensor] = []  # the channels of the pixel at this place, so far
         self.hidden = blank
 
@@ -223,21 +270,24 @@ class PixelCNNCache:
             if self.values:
                 self.pixels.append(F.linear(torch.stack(self.values, -1), *self.first))
                 self.values = []
-            self.hidden = F.linear(self._skips(pixel % self.width).relu(), *self.middle)
+            self.hidden = F.linear(self._skips(pixel).relu(), *self.middle)
         self.place += 1
         hidden = self.hidden
         if channel > 0:
             hidden = hidden + F.linear(torch.stack(self.values, -1), self.within[channel][:, :channel])
         return F.linear(hidden.relu(), *self.last[channel])
 
-    def _skips(self, column: int) -> Tensor:
+    def _skips(self, pixel: int) -> Tensor:
         """The skips at the next pixel, ``(N, C)``."""
+        column, last = pixel % self.width, self.pixels[-1]
         if column == 0:
             self._new_row()
-        h = self.pixels[-1] if column else self.blank
+        h = last if column else self.blank
         inputs, gated = [], []
         before = torch.baddbmm(self.from_above[column], self.left, self.of_left).unbind()
-        for read, of_h, residual in zip(before, self.of_h, self.residuals, strict=True):
+        for i, (read, of_h, residual) in enumerate(zip(before, self.of_h, self.residuals, strict=True)):
+            if i in self.attention:
+                h = self.attention[i].next(h + self.behind[i] + last, pixel) - self.behind[i]
             inputs.append(h)
             b = torch.addmm(read, h, of_h)
             b[:, : self.channels].tanh_()
@@ -268,8 +318,29 @@ class PixelCNNCache:
         self.blank, self.hidden = self.blank.index_select(0, rows), self.hidden.index_select(0, rows)
         for each in (self.values, self.pixels, self.embeddings, self.above):
             each[:] = [part.index_select(0, rows) for part in each]
+        for block in self.attention.values():
+            block.take(rows)
         if self.place > 0:
             self.left, self.from_above = self.left.index_select(1, rows), self.from_above.index_select(2, rows)
+
+
+class CachedAttention:
+    """The keys and values of an `AttentionBlock` at the pixels so far."""
+
+    def __init__(self, block: AttentionBlock, batch_size: int):
+        self.block = block
+        pixels, width = block.positions.shape
+        none = block.positions.new_empty(batch_size, block.layer.heads, 0, width // block.layer.heads)
+        self.keys, self.values = Growing(none, pixels, dim=2), Growing(none, pixels, dim=2)
+
+    def next(self, h: Tensor, pixel: int) -> Tensor:
+        """The block at the next pixel, ``(N, C)`` to the same."""
+        token = (h + self.block.positions[pixel]).unsqueeze(1)
+        return self.block.layer.next(token, self.keys, self.values).squeeze(1)
+
+    def take(self, rows: Tensor) -> None:
+        self.keys.take(rows)
+        self.values.take(rows)
 
 
 def as_matrix(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:

@@ -38,11 +38,20 @@ def test_each_pixel_sees_exactly_the_pixels_before_it(height, width, kernel_size
     assert torch.equal(dependencies(network), other_row * width + other_column < row * width + column)
 
 
-@pytest.mark.parametrize("option", [{}, {"num_classes": 3}])
+@pytest.mark.parametrize(("layers", "attention"), [(2, 1), (4, 3)])
+def test_attention_reaches_every_pixel_before(layers, attention):
+    """In an image that is larger than the receptive field of the convolutions."""
+    height, width = 7, 6
+    network = PixelCNN((1, height, width), 2, width=6, layers=layers, attention=attention, heads=2)
+    row, column, other_row, other_column = grid(height, width)
+    assert torch.equal(dependencies(network), other_row * width + other_column < row * width + column)
+
+
+@pytest.mark.parametrize("option", [{}, {"num_classes": 3}, {"attention": 2, "heads": 3}])
 def test_each_channel_sees_exactly_the_features_before_it(option):
     channels, height, width = 3, 3, 2
     network = PixelCNN((channels, height, width), 2, width=6, layers=4, **option)
-    given = (torch.tensor([1]),) if option else ()
+    given = (torch.tensor([1]),) if "num_classes" in option else ()
     seen = torch.zeros(())
     for _ in range(3):
         moved = jacobian(lambda x: network(x, *given), torch.randn(1, channels, height, width))
@@ -53,8 +62,10 @@ def test_each_channel_sees_exactly_the_features_before_it(option):
     assert network.order[:4] == (0, height * width, 2 * height * width, 1)
 
 
-def test_the_probabilities_of_all_color_images_sum_to_one():
-    program = dgm.Autoregressive(dgm.Bernoulli((2, 2, 2), PixelCNN((2, 2, 2), 1, width=6, layers=3, levels=2)))
+@pytest.mark.parametrize("attention", [0, 1])
+def test_the_probabilities_of_all_color_images_sum_to_one(attention):
+    network = PixelCNN((2, 2, 2), 1, width=8, layers=3, attention=attention, levels=2)
+    program = dgm.Autoregressive(dgm.Bernoulli((2, 2, 2), network))
     every = torch.cartesian_prod(*[torch.arange(2)] * 8).reshape(-1, 2, 2, 2)
     torch.testing.assert_close(program.log_prob(every).logsumexp(0), torch.tensor(0.0), rtol=0, atol=1e-12)
 
@@ -94,7 +105,7 @@ def test_the_context_reaches_every_pixel_and_opens_no_other_way(option):
 
 
 def test_rows_of_a_batch_do_not_mix():
-    network = PixelCNN((1, 3, 5), 4, width=6, layers=2, num_classes=3)
+    network = PixelCNN((1, 3, 5), 4, width=6, layers=2, attention=1, heads=2, num_classes=3)
     x, y = torch.randn(6, 1, 3, 5), torch.arange(6) % 3
     each = torch.cat([network(x[i : i + 1], y[i : i + 1]) for i in range(6)])
     assert each.shape == (6, 4, 1, 3, 5)
@@ -132,7 +143,7 @@ def test_one_layer_by_hand():
 
 
 def test_a_gradient_reaches_every_parameter():
-    network = PixelCNN((1, 4, 4), 3, width=6, layers=3, num_classes=2)
+    network = PixelCNN((1, 4, 4), 3, width=6, layers=3, attention=1, heads=2, num_classes=2)
     network(torch.randn(5, 1, 4, 4), torch.tensor([0, 1, 0, 1, 1])).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
@@ -165,6 +176,9 @@ def test_dropout_is_for_training_only():
         ((1, 8, 8), {"width": 0}, "width must be"),
         ((1, 8, 8), {"layers": 0}, "layers must be"),
         ((1, 8, 8), {"num_parameters": 0}, "num_parameters must be"),
+        ((1, 8, 8), {"attention": -1}, "attention must be an int of at least 0"),
+        ((1, 8, 8), {"layers": 2, "attention": 2}, "attention must be less than layers, 2, got 2"),
+        ((1, 8, 8), {"width": 6, "attention": 1}, "width must be a multiple of heads"),
         ((1, 8, 8), {"given_shape": ()}, "pass num_classes"),
     ],
 )

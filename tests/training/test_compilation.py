@@ -929,16 +929,22 @@ def test_so_is_the_machine_code_in_bf16(name):
         torch.testing.assert_close(ours, theirs, **BF16)
 
 
-def test_bf16_trains_to_about_the_same_loss_with_full_precision_weights():
+@pytest.mark.parametrize(
+    ("model", "shape", "options"), [("vae", (64,), {"latent_size": 4, "hidden": (32,)}), ("pixelcnn", (1, 8, 8), {})]
+)
+def test_bf16_trains_to_about_the_same_loss_with_full_precision_weights(model, shape, options):
     torch.manual_seed(0)
-    data = (torch.rand(256, 64) < torch.linspace(0.05, 0.95, 64)).to(torch.uint8)
+    data = (torch.rand(256, 64) < torch.linspace(0.05, 0.95, 64)).to(torch.uint8).reshape(-1, *shape)
     losses = {}
     for kind in ("float32", "bf16"):
         torch.manual_seed(1)
-        program = dgm.build("vae", dgm.Data(data, levels=2), latent_size=4, hidden=(32,))
-        history = dgm.fit(program, data, epochs=8, precision=kind, validation=None, progress=False)
+        program = dgm.build(model, dgm.Data(data, levels=2), **options)
+        history = dgm.fit(program, data, epochs=8, precision=kind, validation=None, progress=False, device="cpu")
         losses[kind] = history.losses[-1]
         assert all(p.dtype == torch.float32 for p in program.parameters())
+        kernels = [layer.weight for layer in program.modules() if isinstance(layer, nn.Conv2d)]
+        if kind == "bf16":  # the layout in which convolutions in bf16 are fast on a CPU
+            assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
     assert losses["bf16"] != losses["float32"]
     assert losses["bf16"] == pytest.approx(losses["float32"], rel=5e-3)
 
