@@ -24,7 +24,7 @@ import torch
 import dgm_pyro as dgm
 
 SAMPLES = 4  # draws of a bound for each image
-TRIED = 8  # steps that a training is timed by, to end after the asked minutes
+TRIED = 12  # steps that a training is timed by, to end after the asked minutes
 
 
 def images(path: str) -> dgm.Data:
@@ -67,8 +67,8 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
 
     if options.minutes is not None:
         trial = copy.deepcopy(program)
-        fit(trial, 1)  # compiles
-        a_step = (fit(trial, 1 + TRIED) - fit(trial, 1)) / TRIED
+        fit(trial, TRIED)  # compiles
+        a_step = (fit(trial, 2 * TRIED) - fit(trial, TRIED)) / TRIED
         steps = max(1, round(60 * options.minutes / a_step))
     seconds = fit(program, steps, options.validation)
     found = dgm.evaluate(program, test, num_particles=1, num_samples=SAMPLES, batch_size=32)

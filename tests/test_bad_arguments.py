@@ -483,7 +483,7 @@ CALLS = {
     # running
     "build": Call(
         dict(model="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
-        {"num_codes": COUNT, "grid": SHAPE, "decay": [0, 1, *NUMBER], "network": [3, "no"],
+        {"attention": COUNT, "num_codes": COUNT, "grid": SHAPE, "decay": [0, 1, *NUMBER], "network": [3, "no"],
          "model": NAME, "data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
          "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3],
          "max_parameters": [0, 1.5, "x"]},

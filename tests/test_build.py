@@ -293,9 +293,17 @@ def test_images_have_a_grid_of_codes():
         assert build("vq-vae", large(size=size)).encoder.event_shape[1:] == places
 
 
+def test_a_pixelcnn_has_as_many_attention_blocks_as_asked():
+    assert [
+        len(build("pixelcnn", large(), **option).factors.network.attention) for option in ({}, {"attention": 2})
+    ] == [0, 2]
+
+
 @pytest.mark.parametrize(
     ("model", "data", "options", "message"),
     [
+        ("vae", large(), {"attention": 1}, "'vae' takes no attention: it is a part of 'pixelcnn'$"),
+        ("pixelcnn", large(), {"attention": 8}, "attention must be less than layers, 8, got 8"),
         ("vae", large(), {"num_codes": 4}, "'vae' takes no num_codes: it is a part of 'vq-vae'$"),
         ("made", large(), {"grid": (4, 4)}, "'made' takes no grid"),
         ("vq-vae", large(), {"prior": "codes"}, "'vq-vae' takes no prior: it is a part of 'vae'$"),
@@ -306,7 +314,7 @@ def test_images_have_a_grid_of_codes():
         ("vq-vae", large(), {"decay": 2}, "decay must be"),
     ],
 )
-def test_options_of_a_grid_that_do_not_fit_are_refused(model, data, options, message):
+def test_options_that_do_not_fit_are_refused(model, data, options, message):
     with pytest.raises(ValueError, match=message):
         build(model, data, **options)
 
