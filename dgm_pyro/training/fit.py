@@ -243,6 +243,7 @@ class Training:
         self.program, self.objective, self.options, self.augment = program, maximize, options, augment
         program.to(self.device)
         if options.precision == "bf16" and self.device.type == "cpu":
+            _check_bf16()
             # In this layout, convolutions in bf16 are faster: benchmarks/precision.py.
             program.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.processes.agree([*program.parameters(), *program.buffers()])
@@ -719,7 +720,8 @@ def fit(
 
     Warns:
         UserWarning: a real feature has a mean more than a hundred standard deviations from 0, or a standard deviation
-            above a thousand, and neither a `Standardized` nor an `ActNorm` rescales it.
+            above a thousand, and neither a `Standardized` nor an `ActNorm` rescales it; or the processor is slow in
+            ``precision="bf16"``.
 
     Raises:
         NonFiniteLossError: the loss or a gradient is not finite; the message names site and step. The last good weights
@@ -960,6 +962,16 @@ def _check_scale(program: Program, data: Data) -> None:
             f"feature {i} of the data has mean {mean[i]:.4g} and standard deviation {spread[i]:.4g}, but training "
             "starts from scale 1 around 0: train dgm.Standardized(program, x.mean(0), x.std(0)), and drop constant "
             "features"
+        )
+
+
+def _check_bf16() -> None:
+    """Warn of a processor on which a PyTorch convolution in bf16 takes seven times as long as in float32."""
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if found.get("architecture") == "x86_64" and not (found["amx_bf16"] or found["avx512_bf16"]):
+        warn(
+            "precision is 'bf16', but this processor has no instructions for bf16 (amx_bf16 or avx512_bf16), so steps "
+            "take several times as long: use precision='float32'"
         )
 
 

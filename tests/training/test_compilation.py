@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 import random
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -927,6 +928,25 @@ def test_so_is_the_machine_code_in_bf16(name):
             ours = loss_and_gradients(loss, program, x, given)
             theirs = loss_and_gradients(eager(program, ELBO()), program, x, given)
         torch.testing.assert_close(ours, theirs, **BF16)
+
+
+@pytest.mark.parametrize(
+    ("found", "slow"),
+    [
+        ({"architecture": "x86_64", "amx_bf16": False, "avx512_bf16": False}, True),
+        ({"architecture": "x86_64", "amx_bf16": False, "avx512_bf16": True}, False),
+        ({"architecture": "aarch64"}, False),
+    ],
+)
+def test_a_processor_without_bf16_is_said_to_be_slow(monkeypatch, found, slow):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    options = {"gradient_steps": 1, "validation": None, "progress": False, "device": "cpu"}
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always")
+        dgm.fit(dgm.Normal(2, learned=True), torch.ones(4, 2), precision="bf16", **options)
+        dgm.fit(dgm.Normal(2, learned=True), torch.ones(4, 2), **options)
+    assert [str(each.message).split(":")[-1] for each in raised] == [" use precision='float32'"] * slow
+    assert all(each.filename == __file__ for each in raised)
 
 
 @pytest.mark.parametrize(
