@@ -166,14 +166,13 @@ def _require_image(data: Data, name: str) -> None:
         raise ValueError(f"{name} needs images (C, H, W), but {data.name} has event_shape {tuple(data.event_shape)}")
 
 
-def pixelcnn(data: Data, reads: Reads, attention: int | None = None) -> Program:
+def pixelcnn(data: Data, reads: Reads, stages: int | None = None, attention: int | None = None) -> Program:
     _require_image(data, "pixelcnn")
     size: dict[str, Any] = {"dropout": 0.1}
     if is_large(data.event_shape):
         sizes = _sizes_of(data)
         size = {"layers": sizes.layers, "kernel_size": sizes.kernel_size, "dropout": sizes.dropout}
-    if attention is not None:
-        size["attention"] = attention
+    size |= {name: number for name, number in (("stages", stages), ("attention", attention)) if number is not None}
     return Autoregressive(
         conditional_for(data, lambda p: PixelCNN(data.event_shape, p, levels=data.levels, **size, **reads))
     )
@@ -732,7 +731,7 @@ LIKELIHOODS: Catalog = {
 COLUMN_MODELS = ("pixels", "made", "any-order", "vae")
 SWAPS = {
     "vae": ("prior", "encoder", "likelihood", "latent_size", "hidden"),
-    "pixelcnn": ("attention",),
+    "pixelcnn": ("stages", "attention"),
     "vq-vae": ("num_codes", "grid", "decay"),
     **dict.fromkeys(("diffusion", "diffusion-continuous"), ("network", "predict")),
 }
@@ -746,7 +745,7 @@ MODELS: Catalog = {
     "pixels": (pixels, "independent features: a baseline"),
     "made": (made, "autoregressive, by a masked MLP"),
     "any-order": (any_order, "autoregressive in any order, by an MLP of x and a mask; missing values"),
-    "pixelcnn": (pixelcnn, "autoregressive, by gated masked convolutions; swaps: attention (images)"),
+    "pixelcnn": (pixelcnn, "autoregressive, by gated masked convolutions; swaps: stages, attention (images)"),
     "transformer": (transformer, "autoregressive, by causal attention"),
     "realnvp": (realnvp_of, "flow of affine couplings, multiscale for images; dequantized for integers"),
     "glow": (_image_flow("glow", multiscale.glow), "multiscale flow with invertible 1x1 convolutions (images)"),
@@ -845,6 +844,7 @@ def build(
     data: Data,
     *,
     labeled: Literal[True],
+    stages: int | None = None,
     attention: int | None = None,
     num_codes: int | None = None,
     grid: Sequence[int] | None = None,
@@ -863,6 +863,7 @@ def build(
     data: Data,
     *,
     labeled: bool = False,
+    stages: int | None = None,
     attention: int | None = None,
     num_codes: int | None = None,
     grid: Sequence[int] | None = None,
@@ -886,6 +887,7 @@ def build(
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
     hidden: Sequence[int] | None = None,
+    stages: int | None = None,
     attention: int | None = None,
     num_codes: int | None = None,
     grid: Sequence[int] | None = None,
@@ -898,9 +900,9 @@ def build(
 ) -> Program:
     """Build a program by name, sized for ``data``.
 
-    The parts from prior to hidden are for "vae"; attention for "pixelcnn"; num_codes, grid and decay for "vq-vae";
-    network and predict for diffusions. None keeps the model's default. Images of at least 16 pixels a side get
-    convolutions, with the sizes of `networks.sizes.image_sizes`.
+    The parts from prior to hidden are for "vae"; stages and attention for "pixelcnn"; num_codes, grid and decay for
+    "vq-vae"; network and predict for diffusions. None keeps the model's default. Images of at least 16 pixels a side
+    get convolutions, with the sizes of `networks.sizes.image_sizes`.
 
     For reals, the program is a `Standardized` with the shift and scale of each feature (of each channel of an image),
     so evidence and samples are in the units of x. See `units_of`. For data with a ``given``, the program is
@@ -915,6 +917,7 @@ def build(
         likelihood: p(x | z), a program or a key of `LIKELIHOODS`.
         latent_size: number of features of z; for a one-hot z, number of codes or classes.
         hidden: widths of the hidden layers of encoder and likelihood, which are then MLPs, also for images.
+        stages: for "pixelcnn", number of resolutions, 1 by default; each halves the sides, which must be even.
         attention: for "pixelcnn", number of attention blocks between the layers, none by default.
         num_codes: for "vq-vae", number of code vectors, 256 by default.
         grid: for "vq-vae", height and width of the grid of codes: the image's, halved at least once. By default halved
@@ -957,6 +960,7 @@ def build(
         "likelihood": likelihood,
         "latent_size": latent_size,
         "hidden": hidden,
+        "stages": stages,
         "attention": attention,
         "num_codes": num_codes,
         "grid": grid,

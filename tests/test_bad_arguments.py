@@ -483,7 +483,8 @@ CALLS = {
     # running
     "build": Call(
         dict(model="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
-        {"attention": COUNT, "num_codes": COUNT, "grid": SHAPE, "decay": [0, 1, *NUMBER], "network": [3, "no"],
+        {"stages": COUNT, "attention": COUNT, "num_codes": COUNT, "grid": SHAPE, "decay": [0, 1, *NUMBER],
+         "network": [3, "no"],
          "model": NAME, "data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
          "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3],
          "max_parameters": [0, 1.5, "x"]},
@@ -806,8 +807,9 @@ CALLS = {
         {"order": ["x", None, 3, (0, 0)]},
     ),
     "networks.PixelCNN": Call(
-        dict(in_shape=(1, 4, 4), num_parameters=1, width=4, layers=2, kernel_size=3, attention=1, heads=2, dropout=0.1),
-        {"kernel_size": [2, 1.5, "x", None], "attention": [-1, 2, 1.5, "x", None]},
+        dict(in_shape=(1, 4, 4), num_parameters=1, width=4, layers=2, kernel_size=3, stages=2, attention=1, heads=2,
+             dropout=0.1),
+        {"kernel_size": [2, 1.5, "x", None], "stages": COUNT, "attention": [-1, 2, 1.5, "x", None]},
     ),
     "networks.ConvEncoder": Call(
         dict(in_shape=(1, 4, 4), out_features=2, channels=(4,), blocks=1, width=4, dropout=0.1)

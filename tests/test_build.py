@@ -293,10 +293,11 @@ def test_images_have_a_grid_of_codes():
         assert build("vq-vae", large(size=size)).encoder.event_shape[1:] == places
 
 
-def test_a_pixelcnn_has_as_many_attention_blocks_as_asked():
-    assert [
-        len(build("pixelcnn", large(), **option).factors.network.attention) for option in ({}, {"attention": 2})
-    ] == [0, 2]
+def test_a_pixelcnn_has_as_many_stages_and_attention_blocks_as_asked():
+    plain, asked = (build("pixelcnn", large(), **option) for option in ({}, {"stages": 2, "attention": 3}))
+    found = [(network.stages, len(network.attention)) for network in (plain.factors.network, asked.factors.network)]
+    assert found == [(1, 0), (2, 3)]
+    assert math.isfinite(dgm.fit(asked, large(), gradient_steps=1, progress=False, validation=None).losses[-1])
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,20 @@ Every layer is gated and reads h, what is given, through biases (van den Oord et
 The channels of a pixel are ordered too. The stacks read whole pixels. The parameters of a channel depend on the skip
 connections of its pixel, and on the channels before it in that pixel.
 
-Attention blocks between the layers let a pixel read all pixels before it, however far away (PixelSNAIL).
+Two ways to read distant pixels. Attention blocks between the layers read all pixels before (PixelSNAIL). With several
+stages, as in PixelCNN++, further layers work at half the resolution, at a fourth of the cost, and so on:
+
+    layers  --------------------------- + - layers      full resolution
+          `- down - layers - up -------'                half of it
+
+A stack at half the resolution may read what its stack has read at the first of four pixels: every second row and
+column, and the neighbors before them. All four pixels may read it.
 
 Sampling goes row by row: `PixelCNN.cache` runs the vertical stack one row at a time, once the row above is known, and
 the horizontal stack one pixel at a time.
 
 Source: van den Oord et al. 2016 (Conditional image generation with PixelCNN decoders, arXiv 1606.05328), section 2;
-for whole pixels and their channels, Salimans et al. 2017 (PixelCNN++, arXiv 1701.05517), section 2.2; for attention
+for whole pixels and their channels, and for stages, Salimans et al. 2017 (PixelCNN++, arXiv 1701.05517); for attention
 blocks, Chen et al. 2018 (PixelSNAIL, arXiv 1712.09763), section 3.
 """
 
@@ -38,6 +45,9 @@ from dgm_pyro.networks.mlp import InputEmbedding, input_shapes, to_unit
 from dgm_pyro.registry import register
 
 __all__ = ["PixelCNN"]
+
+Stacks = tuple[Tensor, Tensor, Tensor]
+"""The vertical stack, the horizontal one and the skips, ``(B, C, H, W)`` each."""
 
 
 class GatedLayer(nn.Module):
@@ -61,6 +71,29 @@ class GatedLayer(nn.Module):
             a, b = a + bias_a, b + bias_b
         residual, skip = self.out(gate(b)).chunk(2, 1)
         return gate(a), h + residual, skip
+
+
+class Down(nn.Module):
+    """Both stacks at half the resolution."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.vertical = nn.Conv2d(width, width, (2, 3), 2)
+        self.horizontal = nn.Conv2d(width, width, (1, 2), 2)
+
+    def forward(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        return self.vertical(F.pad(v, (1, 1, 1, 0))), self.horizontal(F.pad(h, (1, 0, 0, 0)))
+
+
+class Up(nn.Module):
+    """Both stacks and the skips at twice the resolution."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.vertical, self.horizontal, self.skip = (nn.ConvTranspose2d(width, width, 2, 2) for _ in range(3))
+
+    def forward(self, v: Tensor, h: Tensor, skips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.vertical(v), self.horizontal(h), self.skip(skips)
 
 
 class AttentionBlock(nn.Module):
@@ -105,16 +138,18 @@ class PixelCNN(nn.Module):
 
     Pixels are ordered row by row, and each pixel's channels follow each other. After L layers of kernel size k, the
     receptive field of a pixel has 1 + L (k // 2) pixels to the left, the same number of rows above, and in these
-    L (k // 2) columns to either side. Choose L and k to cover the image, or add attention, which reads all of it.
+    L (k // 2) columns to either side. Choose L and k to cover the image, or add stages or attention.
 
     Args:
         in_shape: shape of one image, ``(C, H, W)``.
         num_parameters: P, the number of parameters per feature.
         width: channels of each stack.
-        layers: L, the number of gated layers.
+        layers: L, the number of gated layers in a row. With S stages there are (2 S - 1) L: L at each resolution on the
+            way down, and L at each but the lowest on the way up.
         kernel_size: k, odd.
-        attention: number of attention blocks, spread evenly between the layers; fewer than L. Their time grows with the
-            square of the number of pixels.
+        stages: S, the number of resolutions. Each has half the sides of the one before, which must be even.
+        attention: number of attention blocks, spread evenly between the last L layers; fewer than L. Their time grows
+            with the square of the number of pixels.
         heads: number of attention heads per block; must divide ``width``.
         given_shape: shape of one ``given``, for ``network(x, given)``.
         num_classes: number of class labels, where ``given`` is a label.
@@ -125,8 +160,8 @@ class PixelCNN(nn.Module):
         order: the flat indices of the features, first to last.
 
     Raises:
-        ValueError: the shape is not that of an image, the kernel size is even, a size is no positive integer, there are
-            as many attention blocks as layers, or ``heads`` does not divide ``width``.
+        ValueError: the shape is not that of an image, or cannot be halved so often, the kernel size is even, a size is
+            no positive integer, there are as many attention blocks as layers, or ``heads`` does not divide ``width``.
 
     >>> PixelCNN((1, 4, 4), 3, width=8, layers=2)(torch.zeros(5, 1, 4, 4)).shape
     torch.Size([5, 3, 1, 4, 4])
@@ -142,6 +177,7 @@ class PixelCNN(nn.Module):
         layers: int = 8,
         kernel_size: int = 3,
         *,
+        stages: int = 1,
         attention: int = 0,
         heads: int = 4,
         given_shape: Sequence[int] | None = None,
@@ -155,7 +191,7 @@ class PixelCNN(nn.Module):
             raise ValueError(
                 f"in_shape is {tuple(self.in_shape)}, but PixelCNN models images, (C, H, W): use MADE for other shapes"
             )
-        check_counts(num_parameters=num_parameters, width=width, layers=layers)
+        check_counts(num_parameters=num_parameters, width=width, layers=layers, stages=stages)
         check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
         if not is_integer(kernel_size) or kernel_size < 3 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size!r}")
@@ -165,6 +201,12 @@ class PixelCNN(nn.Module):
             raise ValueError(f"attention must be less than layers, {layers}, got {attention}")
         if attention:
             check_heads(width, heads)
+        if any(side % 2 ** (stages - 1) for side in self.in_shape[1:]):
+            raise ValueError(
+                f"with stages={stages}, the sides of the image must be multiples of {2 ** (stages - 1)}, got "
+                f"{self.in_shape[1]} x {self.in_shape[2]} pixels"
+            )
+        self.stages, self.layers_in_a_row = stages, layers
         depth = self.in_shape[0]
         pixels = torch.arange(self.in_shape.numel()).reshape(depth, -1)
         self.order = tuple(pixels.T.flatten().tolist())
@@ -177,12 +219,15 @@ class PixelCNN(nn.Module):
                 None if self.given_shape is None else InputEmbedding(self.given_shape, num_classes, 4 * width),
                 dropout,
             )
-            for _ in range(layers)
+            for _ in range((2 * stages - 1) * layers)
         )
+        self.down = nn.ModuleList(Down(width) for _ in range(stages - 1))
+        self.up = nn.ModuleList(Up(width) for _ in range(stages - 1))
         # By the layer that they precede.
+        last_ones = 2 * (stages - 1) * layers
         self.attention = nn.ModuleDict(
             {
-                str(i * layers // (attention + 1)): AttentionBlock(width, heads, pixels.shape[1], dropout)
+                str(last_ones + i * layers // (attention + 1)): AttentionBlock(width, heads, pixels.shape[1], dropout)
                 for i in range(1, attention + 1)
             }
         )
@@ -199,16 +244,34 @@ class PixelCNN(nn.Module):
         x = to_unit(x, self.levels).to(self.first.weight.dtype)
         pixels = self.first(x)
         v, h = F.pad(pixels, (0, 0, 1, -1)), F.pad(pixels, (1, -1, 0, 0))
-        skips = torch.zeros_like(pixels)
-        for i, layer in enumerate(self.layers):
-            if str(i) in self.attention:
-                h = self.attention[str(i)](h, pixels)
-            v, h, skip = layer(v, h, given)
-            skips = skips + skip
+        _, _, skips = self._stage(0, (v, h, torch.zeros_like(h)), pixels, given)
         hidden = self.last[:2](skips)
         if self.within is not None:
             hidden = hidden.repeat(1, len(x[0]), 1, 1) + self.within(x)
         return self.last[2:](hidden).unflatten(1, (len(x[0]), -1)).transpose(1, 2)
+
+    def _stage(self, stage: int, stacks: Stacks, pixels: Tensor, given: Tensor | None) -> Stacks:
+        """The layers at one resolution, with those at all lower ones between them."""
+        stacks = self._row_of_layers(stage, stacks, pixels, given)
+        if stage == self.stages - 1:
+            return stacks
+        v, h = self.down[stage](*stacks[:2])
+        lower = self.up[stage](*self._stage(stage + 1, (v, h, torch.zeros_like(h)), pixels, given))
+        v, h, skips = (here + there for here, there in zip(stacks, lower, strict=True))
+        return self._row_of_layers(2 * (self.stages - 1) - stage, (v, h, skips), pixels, given)
+
+    def _row_of_layers(self, number: int, stacks: Stacks, pixels: Tensor, given: Tensor | None) -> Stacks:
+        v, h, skips = stacks
+        for i in self.row_of_layers(number):
+            if str(i) in self.attention:
+                h = self.attention[str(i)](h, pixels)
+            v, h, skip = self.layers[i](v, h, given)
+            skips = skips + skip
+        return v, h, skips
+
+    def row_of_layers(self, number: int) -> range:
+        """The indices of the layers of one row, from 0 at the start to 2 S - 2 at the end."""
+        return range(number * self.layers_in_a_row, (number + 1) * self.layers_in_a_row)
 
     def cache(self, batch_size: int, given: Tensor | None = None) -> PixelCNNCache:
         """A `caches.Cache` of ``batch_size`` images: every activation is computed once.
@@ -220,45 +283,19 @@ class PixelCNN(nn.Module):
 
 
 class PixelCNNCache:
-    r"""The rows of the vertical stack, and the pixels of the horizontal one, that are still to be read.
-
-    At a pixel the horizontal stack is a loop over L small layers, in which launching a kernel takes longer than its
-    computation. So the loop does as little as possible: the terms of the pixels to the left are computed for all layers
-    before it, the skips after it, and the biases of the residual connections are left out. The loop's h is that of
-    `PixelCNN.forward` minus the sum of these biases so far, `behind`.
-    """
+    """The features of the pixels of the last row, and what every row of layers keeps."""
 
     def __init__(self, network: PixelCNN, batch_size: int, given: Tensor | None):
         self.network, self.place = network, 0
-        self.depth = network.in_shape[0]
-        self.layers = [layer for layer in network.layers if isinstance(layer, GatedLayer)]
-        self.width, self.channels = network.in_shape[-1], network.first.out_channels
-        self.reach = self.layers[0].reach
-
-        taps = torch.stack([layer.horizontal.weight[:, :, 0] for layer in self.layers])  # (L, 2 C, C, reach + 1)
-        self.of_left = taps[..., :-1].permute(0, 3, 2, 1).flatten(1, 2).contiguous()  # (L, reach C, 2 C)
-        of_h = taps[..., -1].mT.contiguous()  # (L, C, 2 C)
-        residuals, skips = torch.stack([layer.out.weight[:, :, 0, 0] for layer in self.layers]).mT.chunk(2, -1)
-        residual_bias, skip_bias = torch.stack([bias_of(layer.out) for layer in self.layers]).chunk(2, -1)
-        self.behind = (residual_bias.cumsum(0) - residual_bias).unsqueeze(1)  # (L, 1, C)
-        self.bias = torch.stack([bias_of(layer.horizontal) for layer in self.layers]).unsqueeze(1) + self.behind @ of_h
-        self.of_h, self.residuals = of_h.unbind(), residuals.contiguous().unbind()
-        self.skips, self.skip_bias = skips.flatten(0, 1), skip_bias.sum(0)
+        self.depth, _, self.width = network.in_shape
         self.first = as_matrix(network.first)
         middle, last = (as_matrix(layer) for layer in network.last if isinstance(layer, nn.Conv2d))
         self.middle, self.last = middle, [*zip(*(part.chunk(self.depth) for part in last), strict=True)]
         self.within = [] if network.within is None else network.within.weight.flatten(1).chunk(self.depth)
 
-        blank = network.first.weight.new_zeros(batch_size, self.channels)
+        blank = network.first.weight.new_zeros(batch_size, network.first.out_channels)
         self.blank, self.pixels = blank, [blank] * self.width  # the last row, after the first convolution
-        self.embeddings = [] if given is None else [layer.embedding(given) for layer in self.layers if layer.embedding]
-        self.above = [blank[:, :, None, None].expand(-1, -1, self.reach, self.width)] * len(self.layers)
-        self.left = self.from_above = blank  # set by the first row
-        self.attention = {
-            int(i): CachedAttention(block, batch_size)
-            for i, block in network.attention.items()
-            if isinstance(block, AttentionBlock)
-        }
+        self.stage = CachedStage(network, 0, blank, given)
         self.values: list[Tensor] = []  # the channels of the pixel at this place, so far
         self.hidden = blank
 
@@ -270,36 +307,130 @@ class PixelCNNCache:
             if self.values:
                 self.pixels.append(F.linear(torch.stack(self.values, -1), *self.first))
                 self.values = []
-            self.hidden = F.linear(self._skips(pixel).relu(), *self.middle)
+            row, column = divmod(pixel, self.width)
+            before = self.pixels[-1]
+            if column == 0:
+                self.stage.row(torch.stack(self.pixels, -1).unsqueeze(2), row)
+                self.pixels = []
+            _, skips = self.stage.pixel(before if column else self.blank, before, row, column)
+            self.hidden = F.linear(skips.relu(), *self.middle)
         self.place += 1
         hidden = self.hidden
         if channel > 0:
             hidden = hidden + F.linear(torch.stack(self.values, -1), self.within[channel][:, :channel])
         return F.linear(hidden.relu(), *self.last[channel])
 
-    def _skips(self, pixel: int) -> Tensor:
-        """The skips at the next pixel, ``(N, C)``."""
-        column, last = pixel % self.width, self.pixels[-1]
-        if column == 0:
-            self._new_row()
-        h = last if column else self.blank
-        inputs, gated = [], []
-        before = torch.baddbmm(self.from_above[column], self.left, self.of_left).unbind()
-        for i, (read, of_h, residual) in enumerate(zip(before, self.of_h, self.residuals, strict=True)):
-            if i in self.attention:
-                h = self.attention[i].next(h + self.behind[i] + last, pixel) - self.behind[i]
-            inputs.append(h)
-            b = torch.addmm(read, h, of_h)
-            b[:, : self.channels].tanh_()
-            gated.append(F.glu(b, 1))  # equal to `gate`
-            h = torch.addmm(h, gated[-1], residual)
-        here = torch.stack(inputs) + self.behind
-        self.left = here if self.reach == 1 else torch.cat((self.left[..., self.channels :], here), -1)
-        return torch.addmm(self.skip_bias, torch.cat(gated, 1), self.skips)
+    def take(self, rows: Tensor) -> None:
+        self.blank, self.hidden = self.blank.index_select(0, rows), self.hidden.index_select(0, rows)
+        for each in (self.values, self.pixels):
+            each[:] = [part.index_select(0, rows) for part in each]
+        self.stage.take(rows)
 
-    def _new_row(self) -> None:
+
+class CachedStage:
+    """The layers at one resolution, and at all lower ones.
+
+    The lower resolutions are computed at every second row and pixel, and kept for the next ones.
+    """
+
+    def __init__(self, network: PixelCNN, stage: int, blank: Tensor, given: Tensor | None):
+        self.layers, self.lower = CachedLayers(network, stage, network.in_shape[-1] >> stage, blank, given), None
+        if stage == network.stages - 1:
+            return
+        self.lower = CachedStage(network, stage + 1, blank, given)
+        number = 2 * (network.stages - 1) - stage
+        self.last_layers = CachedLayers(network, number, network.in_shape[-1] >> stage, blank, given)
+        down, up = network.down[stage], network.up[stage]
+        assert isinstance(down, Down)
+        assert isinstance(up, Up)
+        self.down, self.up = down, up
+        self.above = self.two_rows = self.blank = blank  # above and two_rows are set by the first row
+        self.left, self.blocks = blank, [blank]  # set by the first pixel
+
+    def row(self, v: Tensor, row: int) -> Tensor:
+        """The vertical stack at the next row, ``(N, C, 1, W)`` to the same."""
+        v = self.layers.row(v)
+        if self.lower is None:
+            return v
+        if row % 2 == 0:
+            above = torch.zeros_like(v) if row == 0 else self.above
+            lower = self.down.vertical(F.pad(torch.cat((above, v), 2), (1, 1)))
+            self.two_rows = self.up.vertical(self.lower.row(lower, row // 2))
+        self.above = v
+        return self.last_layers.row(v + self.two_rows[:, :, row % 2, None])
+
+    def pixel(self, h: Tensor, before: Tensor, row: int, column: int) -> tuple[Tensor, Tensor]:
+        """The horizontal stack and the skips at the next pixel, ``(N, C)`` each.
+
+        Args:
+            h: the horizontal stack, ``(N, C)``.
+            before: the features of the pixel before this one, ``(N, C)``.
+            row, column: place of the pixel at this resolution.
+        """
+        h, skips = self.layers.pixel(h, before, row, column)
+        if self.lower is None:
+            return h, skips
+        if row % 2 == 0 and column % 2 == 0:
+            pair = torch.stack((self.left if column else self.blank, h), -1).unsqueeze(2)
+            found = self.lower.pixel(self.down.horizontal(pair)[..., 0, 0], before, row // 2, column // 2)
+            block = [
+                up(each[..., None, None]) for up, each in zip((self.up.horizontal, self.up.skip), found, strict=True)
+            ]
+            self.blocks = [*(self.blocks if column else []), torch.cat(block, 1)]
+        self.left = h
+        up_h, up_skips = self.blocks[column // 2][..., row % 2, column % 2].chunk(2, 1)
+        h, more = self.last_layers.pixel(h + up_h, before, row, column)
+        return h, skips + up_skips + more
+
+    def take(self, rows: Tensor) -> None:
+        self.layers.take(rows)
+        if self.lower is None:
+            return
+        self.lower.take(rows)
+        self.last_layers.take(rows)
+        for name in ("above", "two_rows", "blank", "left"):
+            setattr(self, name, getattr(self, name).index_select(0, rows))
+        self.blocks = [block.index_select(0, rows) for block in self.blocks]
+
+
+class CachedLayers:
+    r"""The rows of the vertical stack, and the pixels of the horizontal one, that a row of layers still reads.
+
+    At a pixel the horizontal stack is a loop over L small layers, in which launching a kernel takes longer than its
+    computation. So the loop does as little as possible: the terms of the pixels to the left are computed for all layers
+    before it, the skips after it, and the biases of the residual connections are left out. The loop's h is that of
+    `PixelCNN.forward` minus the sum of these biases so far, `behind`.
+    """
+
+    def __init__(self, network: PixelCNN, number: int, width: int, blank: Tensor, given: Tensor | None):
+        which = network.row_of_layers(number)
+        self.layers = [layer for layer in (network.layers[i] for i in which) if isinstance(layer, GatedLayer)]
+        self.blank, self.channels, self.reach = blank, network.first.out_channels, self.layers[0].reach
+
+        taps = torch.stack([layer.horizontal.weight[:, :, 0] for layer in self.layers])  # (L, 2 C, C, reach + 1)
+        self.of_left = taps[..., :-1].permute(0, 3, 2, 1).flatten(1, 2).contiguous()  # (L, reach C, 2 C)
+        of_h = taps[..., -1].mT.contiguous()  # (L, C, 2 C)
+        residuals, skips = torch.stack([layer.out.weight[:, :, 0, 0] for layer in self.layers]).mT.chunk(2, -1)
+        residual_bias, skip_bias = torch.stack([bias_of(layer.out) for layer in self.layers]).chunk(2, -1)
+        self.behind = (residual_bias.cumsum(0) - residual_bias).unsqueeze(1)  # (L, 1, C)
+        self.at_end = residual_bias.sum(0)
+        self.bias = torch.stack([bias_of(layer.horizontal) for layer in self.layers]).unsqueeze(1) + self.behind @ of_h
+        self.of_h, self.residuals = of_h.unbind(), residuals.contiguous().unbind()
+        self.skips, self.skip_bias = skips.flatten(0, 1), skip_bias.sum(0)
+
+        self.embeddings = [] if given is None else [layer.embedding(given) for layer in self.layers if layer.embedding]
+        self.above = [blank[:, :, None, None].expand(-1, -1, self.reach, width)] * len(self.layers)
+        self.left = self.from_above = blank  # set by the first row
+        blocks = dict(network.attention.items())
+        self.attention = {
+            i: CachedAttention(block, blank.shape[0], width)
+            for i, j in enumerate(which)
+            if isinstance(block := blocks.get(str(j)), AttentionBlock)
+        }
+
+    def row(self, v: Tensor) -> Tensor:
         """Run the vertical stack at the next row, and keep its inputs to the horizontal one, ``(W, L, N, 2 C)``."""
-        v, reads = torch.stack(self.pixels, -1).unsqueeze(2), []
+        reads = []
         for i, layer in enumerate(self.layers):
             window = torch.cat((self.above[i], v), 2)
             self.above[i] = window[:, :, 1:]
@@ -311,31 +442,47 @@ class PixelCNNCache:
             v = gate(a)
             reads.append(b.squeeze(2).permute(2, 0, 1))
         self.from_above = torch.stack(reads, 1) + self.bias
-        self.pixels = []
         self.left = self.blank.new_zeros(len(self.layers), self.blank.shape[0], self.reach * self.channels)
+        return v
+
+    def pixel(self, h: Tensor, before: Tensor, row: int, column: int) -> tuple[Tensor, Tensor]:
+        """The horizontal stack and the skips at the next pixel, as for `CachedStage.pixel`."""
+        inputs, gated = [], []
+        read = torch.baddbmm(self.from_above[column], self.left, self.of_left).unbind()
+        for i, (of_left, of_h, residual) in enumerate(zip(read, self.of_h, self.residuals, strict=True)):
+            if i in self.attention:
+                h = self.attention[i].next(h + self.behind[i] + before, row, column) - self.behind[i]
+            inputs.append(h)
+            b = torch.addmm(of_left, h, of_h)
+            b[:, : self.channels].tanh_()
+            gated.append(F.glu(b, 1))  # equal to `gate`
+            h = torch.addmm(h, gated[-1], residual)
+        here = torch.stack(inputs) + self.behind
+        self.left = here if self.reach == 1 else torch.cat((self.left[..., self.channels :], here), -1)
+        return h + self.at_end, torch.addmm(self.skip_bias, torch.cat(gated, 1), self.skips)
 
     def take(self, rows: Tensor) -> None:
-        self.blank, self.hidden = self.blank.index_select(0, rows), self.hidden.index_select(0, rows)
-        for each in (self.values, self.pixels, self.embeddings, self.above):
+        self.blank = self.blank.index_select(0, rows)
+        for each in (self.embeddings, self.above):
             each[:] = [part.index_select(0, rows) for part in each]
         for block in self.attention.values():
             block.take(rows)
-        if self.place > 0:
+        if self.from_above.dim() == 4:  # after the first row
             self.left, self.from_above = self.left.index_select(1, rows), self.from_above.index_select(2, rows)
 
 
 class CachedAttention:
     """The keys and values of an `AttentionBlock` at the pixels so far."""
 
-    def __init__(self, block: AttentionBlock, batch_size: int):
-        self.block = block
+    def __init__(self, block: AttentionBlock, batch_size: int, columns: int):
+        self.block, self.columns = block, columns
         pixels, width = block.positions.shape
         none = block.positions.new_empty(batch_size, block.layer.heads, 0, width // block.layer.heads)
         self.keys, self.values = Growing(none, pixels, dim=2), Growing(none, pixels, dim=2)
 
-    def next(self, h: Tensor, pixel: int) -> Tensor:
+    def next(self, h: Tensor, row: int, column: int) -> Tensor:
         """The block at the next pixel, ``(N, C)`` to the same."""
-        token = (h + self.block.positions[pixel]).unsqueeze(1)
+        token = (h + self.block.positions[row * self.columns + column]).unsqueeze(1)
         return self.block.layer.next(token, self.keys, self.values).squeeze(1)
 
     def take(self, rows: Tensor) -> None:

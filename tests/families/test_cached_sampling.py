@@ -81,6 +81,10 @@ PROGRAMS |= {
     "pixelcnn-color-attention": ar(
         reals((3, 2, 3)), lambda: PixelCNN((3, 2, 3), 6, 4, 2, attention=1, heads=1, dropout=0.3)
     ),
+    "pixelcnn-stages": ar(bits((1, 4, 6)), lambda: PixelCNN((1, 4, 6), 1, 4, 2, 5, stages=2, num_classes=3)),
+    "pixelcnn-color-stages": ar(
+        reals((3, 4, 8)), lambda: PixelCNN((3, 4, 8), 6, 4, 2, stages=3, attention=1, heads=2, given_shape=(2,))
+    ),
     "transformer-one-feature": ar(reals(1), lambda: CausalTransformer(1, 6, 8, 2, 2)),
     "transformer-one-head": ar(
         bits((1, 2, 3)), lambda: CausalTransformer((1, 2, 3), 1, 6, 1, 1, order=ORDER, levels=2)
@@ -213,7 +217,7 @@ def test_enumeration_grows_the_batch_at_every_step(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["made-normal", "made-residual", "made-scale-shared", "pixelcnn", "pixelcnn-attention", "transformer"]
+    "name", ["made-normal", "made-residual", "made-scale-shared", "pixelcnn", "pixelcnn-stages", "transformer"]
 )
 def test_gradients_through_the_draws(name, naive):
     networks = {
@@ -221,8 +225,8 @@ def test_gradients_through_the_draws(name, naive):
         "made-residual": lambda: dgm.Normal(5, MADE(5, 2, (8, 8, 8), residual=True, given_shape=(2,))),
         "made-scale-shared": lambda: dgm.Normal(4, MADE(4, 1, (8,), given_shape=(2,)), scale_type="shared"),
         "pixelcnn": lambda: dgm.Normal((1, 3, 4), PixelCNN((1, 3, 4), 2, 4, 3, 5, given_shape=(2,))),
-        "pixelcnn-attention": lambda: dgm.Normal(
-            (1, 3, 2), PixelCNN((1, 3, 2), 2, 4, 3, attention=1, heads=2, given_shape=(2,))
+        "pixelcnn-stages": lambda: dgm.Normal(
+            (1, 2, 4), PixelCNN((1, 2, 4), 2, 4, 2, stages=2, attention=1, heads=2, given_shape=(2,))
         ),
         "transformer": lambda: dgm.Normal(4, CausalTransformer(4, 2, 8, 2, 2, given_shape=(2,))),
     }
@@ -340,14 +344,14 @@ def test_resampling_takes_its_rows_along(program, naive):
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-@pytest.mark.parametrize("name", ["made", "pixelcnn", "pixelcnn-attention", "transformer"])
+@pytest.mark.parametrize("name", ["made", "pixelcnn", "pixelcnn-stages", "transformer"])
 def test_draws_export_with_any_batch(name, recorded):
     """With and without gradients: what is written in place, and what is not."""
     networks = {
         "made": lambda: dgm.Normal(3, MADE(3, 2, (6, 6), given_shape=(2,))),
         "pixelcnn": lambda: dgm.Normal((1, 2, 2), PixelCNN((1, 2, 2), 2, 4, 2, given_shape=(2,))),
-        "pixelcnn-attention": lambda: dgm.Normal(
-            (1, 2, 2), PixelCNN((1, 2, 2), 2, 4, 2, attention=1, given_shape=(2,))
+        "pixelcnn-stages": lambda: dgm.Normal(
+            (1, 2, 2), PixelCNN((1, 2, 2), 2, 4, 2, stages=2, attention=1, given_shape=(2,))
         ),
         "transformer": lambda: dgm.Normal(3, CausalTransformer(3, 2, 8, 1, 2, given_shape=(2,))),
     }
@@ -419,7 +423,7 @@ COSTS = {
     "made-residual": lambda: dgm.DiscretizedLogistic(40, 8, 2, MADE(40, 6, (64, 64, 64), residual=True, levels=8)),
     "pixelcnn": lambda: dgm.Bernoulli((1, 7, 7), PixelCNN((1, 7, 7), 1, 8, 4, levels=2)),
     "pixelcnn-wide-kernel": lambda: dgm.Categorical((1, 7, 7), 4, PixelCNN((1, 7, 7), 4, 8, 4, 5, levels=4)),
-    "pixelcnn-attention": lambda: dgm.Bernoulli((1, 7, 7), PixelCNN((1, 7, 7), 1, 8, 4, attention=2, levels=2)),
+    "pixelcnn-stages": lambda: dgm.Bernoulli((1, 8, 8), PixelCNN((1, 8, 8), 1, 8, 2, stages=3, attention=1, levels=2)),
     "transformer": lambda: dgm.Bernoulli(40, CausalTransformer(40, 1, 32, 2, 2, levels=2)),
 }
 

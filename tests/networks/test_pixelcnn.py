@@ -47,24 +47,38 @@ def test_attention_reaches_every_pixel_before(layers, attention):
     assert torch.equal(dependencies(network), other_row * width + other_column < row * width + column)
 
 
-@pytest.mark.parametrize("option", [{}, {"num_classes": 3}, {"attention": 2, "heads": 3}])
+@pytest.mark.parametrize(("height", "width", "stages"), [(6, 8, 2), (8, 4, 3)])
+def test_stages_open_no_other_way(height, width, stages):
+    """Layers enough to reach everywhere; one layer a row reaches further than one layer does."""
+    network = PixelCNN((1, height, width), 2, width=6, layers=4, stages=stages)
+    row, column, other_row, other_column = grid(height, width)
+    before = other_row * width + other_column < row * width + column
+    assert torch.equal(dependencies(network), before)
+    few = dependencies(PixelCNN((1, height, width), 2, width=6, layers=1, stages=stages))
+    assert not (few & ~before).any()
+    assert few.sum() > 1.5 * dependencies(PixelCNN((1, height, width), 2, width=6, layers=1)).sum()
+
+
+@pytest.mark.parametrize(
+    "option", [{}, {"num_classes": 3}, {"attention": 2, "heads": 3}, {"stages": 2, "attention": 1, "heads": 3}]
+)
 def test_each_channel_sees_exactly_the_features_before_it(option):
-    channels, height, width = 3, 3, 2
+    channels, height, width = 3, 4 if "stages" in option else 3, 2
     network = PixelCNN((channels, height, width), 2, width=6, layers=4, **option)
     given = (torch.tensor([1]),) if "num_classes" in option else ()
     seen = torch.zeros(())
     for _ in range(3):
         moved = jacobian(lambda x: network(x, *given), torch.randn(1, channels, height, width))
-        seen = seen + moved.reshape(2, 18, 18).abs().sum(0)
+        seen = seen + moved.reshape(2, len(network.order), len(network.order)).abs().sum(0)
     place = torch.tensor(network.order).argsort()
     assert torch.equal(seen != 0, place < place[:, None])
     # Pixel by pixel, and in each pixel channel by channel.
     assert network.order[:4] == (0, height * width, 2 * height * width, 1)
 
 
-@pytest.mark.parametrize("attention", [0, 1])
-def test_the_probabilities_of_all_color_images_sum_to_one(attention):
-    network = PixelCNN((2, 2, 2), 1, width=8, layers=3, attention=attention, levels=2)
+@pytest.mark.parametrize("option", [{}, {"attention": 1}, {"stages": 2}])
+def test_the_probabilities_of_all_color_images_sum_to_one(option):
+    network = PixelCNN((2, 2, 2), 1, width=8, layers=3, levels=2, **option)
     program = dgm.Autoregressive(dgm.Bernoulli((2, 2, 2), network))
     every = torch.cartesian_prod(*[torch.arange(2)] * 8).reshape(-1, 2, 2, 2)
     torch.testing.assert_close(program.log_prob(every).logsumexp(0), torch.tensor(0.0), rtol=0, atol=1e-12)
@@ -105,10 +119,10 @@ def test_the_context_reaches_every_pixel_and_opens_no_other_way(option):
 
 
 def test_rows_of_a_batch_do_not_mix():
-    network = PixelCNN((1, 3, 5), 4, width=6, layers=2, attention=1, heads=2, num_classes=3)
-    x, y = torch.randn(6, 1, 3, 5), torch.arange(6) % 3
+    network = PixelCNN((1, 2, 4), 4, width=6, layers=2, stages=2, attention=1, heads=2, num_classes=3)
+    x, y = torch.randn(6, 1, 2, 4), torch.arange(6) % 3
     each = torch.cat([network(x[i : i + 1], y[i : i + 1]) for i in range(6)])
-    assert each.shape == (6, 4, 1, 3, 5)
+    assert each.shape == (6, 4, 1, 2, 4)
     torch.testing.assert_close(network(x, y), each)
 
 
@@ -143,8 +157,8 @@ def test_one_layer_by_hand():
 
 
 def test_a_gradient_reaches_every_parameter():
-    network = PixelCNN((1, 4, 4), 3, width=6, layers=3, attention=1, heads=2, num_classes=2)
-    network(torch.randn(5, 1, 4, 4), torch.tensor([0, 1, 0, 1, 1])).square().sum().backward()
+    network = PixelCNN((1, 8, 8), 3, width=6, layers=3, stages=3, attention=1, heads=2, num_classes=2)
+    network(torch.randn(5, 1, 8, 8), torch.tensor([0, 1, 0, 1, 1])).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
@@ -176,6 +190,8 @@ def test_dropout_is_for_training_only():
         ((1, 8, 8), {"width": 0}, "width must be"),
         ((1, 8, 8), {"layers": 0}, "layers must be"),
         ((1, 8, 8), {"num_parameters": 0}, "num_parameters must be"),
+        ((1, 8, 8), {"stages": 0}, "stages must be"),
+        ((1, 8, 6), {"stages": 3}, "with stages=3, the sides of the image must be multiples of 4, got 8 x 6 pixels"),
         ((1, 8, 8), {"attention": -1}, "attention must be an int of at least 0"),
         ((1, 8, 8), {"layers": 2, "attention": 2}, "attention must be less than layers, 2, got 2"),
         ((1, 8, 8), {"width": 6, "attention": 1}, "width must be a multiple of heads"),
