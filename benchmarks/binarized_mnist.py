@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,13 @@ def narrow() -> dgm.Program:
     return dgm.VAE(normal(), likelihood, dgm.Normal(LATENT, network, initial_scale=0.05))
 
 
-def convolutional(prior: Callable[[], dgm.Program]) -> Callable[[], dgm.Program]:
+def convolutional(
+    prior: Callable[[], dgm.Program], channels: Sequence[int] = (16, 32), blocks: int = 1
+) -> Callable[[], dgm.Program]:
     return lambda: dgm.VAE(
         prior(),
-        dgm.Bernoulli(SHAPE, ConvDecoder((LATENT,), SHAPE, channels=(16, 32))),
-        dgm.Normal(LATENT, ConvEncoder(SHAPE, 2 * LATENT, channels=(16, 32), levels=2)),
+        dgm.Bernoulli(SHAPE, ConvDecoder((LATENT,), SHAPE, channels=channels, blocks=blocks)),
+        dgm.Normal(LATENT, ConvEncoder(SHAPE, 2 * LATENT, channels=channels, blocks=blocks, levels=2)),
     )
 
 
@@ -102,13 +104,16 @@ def vdvae() -> dgm.Program:
     return dgm.build("vdvae", dgm.Data(torch.zeros(50_000, *SHAPE, dtype=torch.uint8), levels=2))
 
 
-ON_CPU = {"batch_size": 50, "lr": 2e-3, "compile": True, "precision": "bf16", "validate_every": 2000}
+ON_CPU = {"compile": True, "precision": "bf16"}
 ON_GPU = {"batch_size": 128, "compile": True, "precision": "bf16", "ema": 0.9995, "validate_every": 2000}
 RECIPES = {
     "elbo": Recipe(narrow, "elbo", 300, {"ema": 0.9995, "weight_decay": 0.03}, all_data=True),
     "iwae": Recipe(narrow, "iwae:50", 10, {"lr": 5e-4}, start="elbo", all_data=True),
     "conv-flow": Recipe(convolutional(realnvp), "annealed", 50),
-    "small-pixelcnn": Recipe(small_pixelcnn, "elbo", 6, ON_CPU),
+    "wide-conv-flow": Recipe(convolutional(realnvp, (32, 64), 2), "annealed", 45, ON_CPU),
+    "small-pixelcnn": Recipe(
+        small_pixelcnn, "elbo", 6, ON_CPU | {"batch_size": 50, "lr": 2e-3, "validate_every": 2000}
+    ),
     "pixelcnn": Recipe(pixelcnn, "elbo", 150, ON_GPU | {"lr": 2e-3}),
     "vdvae": Recipe(vdvae, "elbo", 100, ON_GPU),
 }

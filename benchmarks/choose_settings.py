@@ -89,14 +89,14 @@ CANDIDATES: dict[str, tuple[Settings, Sequence[Settings]]] = {
     ),
 }
 
-# Of the tour of images: what a short training says.
+# Of the tour of images.
 IMAGE_CANDIDATES: dict[str, tuple[Settings, Sequence[Settings]]] = {
     "flow": (
-        {"weight_decay": 0.01, "batch_size": 16, "gradient_steps": 60},
-        ({"lr": 1e-3}, {"lr": 3e-3}),
+        {"weight_decay": 0.01, "batch_size": 16, "ema": 0.98, "epochs": 2},
+        ({"lr": 1e-3}, {"lr": 2e-3}, {"lr": 3e-3}),
     ),
     "diffusion": (
-        {"weight_decay": 0.01, "batch_size": 16, "gradient_steps": 80},
+        {"weight_decay": 0.01, "batch_size": 16, "ema": 0.99, "epochs": 4},
         ({"lr": 2e-3}, {"lr": 5e-3}),
     ),
 }
