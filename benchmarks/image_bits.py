@@ -69,10 +69,12 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
         trial = copy.deepcopy(program)
         fit(trial, TRIED)  # compiles
         a_step = (fit(trial, 2 * TRIED) - fit(trial, TRIED)) / TRIED
+        if a_step <= 0:
+            raise SystemExit(f"the trial steps of {name} are too short to time: pass --steps")
         steps = max(1, round(60 * options.minutes / a_step))
     seconds = fit(program, steps, options.validation)
     found = dgm.evaluate(program, test, num_particles=1, num_samples=SAMPLES, batch_size=32)
-    dgm.save(program, Path("bench") / f"image_bits_{train.name}_{name}_{seed}")
+    dgm.save(program, Path("bench") / f"image_bits_{train.name}_{name}_{options.precision}_{seed}")
     return {
         "model": name,
         "bits": found.bits_per_dim,
@@ -81,6 +83,8 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
         "parameters": sum(p.numel() for p in program.parameters()),
         "seconds": round(seconds),
         "steps": steps,
+        "precision": options.precision,
+        "compile": options.compile,
         "seed": seed,
     }
 
@@ -95,8 +99,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[700], help="one number, or one for each model")
     parser.add_argument("--minutes", type=float, help="processor time of each training, in place of steps")
     parser.add_argument("--validation", type=float, help="share of the training images that chooses the best weights")
-    parser.add_argument("--precision", default="float32", help="of the networks in training: float32 or bf16")
-    parser.add_argument("--compile", action="store_true", help="compile the steps; compilation counts as training")
+    parser.add_argument(
+        "--precision", default="float32", choices=("float32", "bf16"), help="of the networks in training"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the steps; --minutes leaves compilation out")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -22,12 +22,13 @@ MODELS = ("pixelcnn", "glow", "vae", "vdvae", "diffusion")
 
 
 def step(name: str, precision: str, layout: torch.memory_format) -> Callable[[], object]:
-    """One step of a training of the model."""
+    """A function of which each call is one training step: an epoch of one batch."""
     torch.manual_seed(0)
     data = dgm.Data(torch.randint(256, (BATCH, 1, 28, 28), dtype=torch.uint8), levels=256)
     program = dgm.build(name, data)
     options = dgm.TrainingOptions(epochs=10**6, batch_size=BATCH, validation=None, compile=False, precision=precision)
     training = dgm.Training(program, data, None, options)
+    # In place of the layout that `Training` chose.
     for parameter in program.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=layout)

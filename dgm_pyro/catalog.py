@@ -166,15 +166,14 @@ def _require_image(data: Data, name: str) -> None:
         raise ValueError(f"{name} needs images (C, H, W), but {data.name} has event_shape {tuple(data.event_shape)}")
 
 
-def pixelcnn(data: Data, reads: Reads, stages: int | None = None, attention: int | None = None) -> Program:
+def pixelcnn(data: Data, reads: Reads, **swaps: Any) -> Program:
     _require_image(data, "pixelcnn")
     size: dict[str, Any] = {"dropout": 0.1}
     if is_large(data.event_shape):
         sizes = _sizes_of(data)
         size = {"layers": sizes.layers, "kernel_size": sizes.kernel_size, "dropout": sizes.dropout}
-    size |= {name: number for name, number in (("stages", stages), ("attention", attention)) if number is not None}
     return Autoregressive(
-        conditional_for(data, lambda p: PixelCNN(data.event_shape, p, levels=data.levels, **size, **reads))
+        conditional_for(data, lambda p: PixelCNN(data.event_shape, p, levels=data.levels, **size, **swaps, **reads))
     )
 
 
@@ -917,8 +916,10 @@ def build(
         likelihood: p(x | z), a program or a key of `LIKELIHOODS`.
         latent_size: number of features of z; for a one-hot z, number of codes or classes.
         hidden: widths of the hidden layers of encoder and likelihood, which are then MLPs, also for images.
-        stages: for "pixelcnn", number of resolutions, 1 by default; each halves the sides, which must be even.
-        attention: for "pixelcnn", number of attention blocks between the layers, none by default.
+        stages: for "pixelcnn", number of resolutions, 1 by default. Each further one halves the sides, which must be
+            even.
+        attention: for "pixelcnn", number of attention blocks, none by default; fewer than the layers of
+            `networks.sizes.image_sizes`, or than 8 for images of less than 16 pixels a side.
         num_codes: for "vq-vae", number of code vectors, 256 by default.
         grid: for "vq-vae", height and width of the grid of codes: the image's, halved at least once. By default halved
             twice, and further until at most 16 a side.

@@ -304,6 +304,9 @@ def test_a_pixelcnn_has_as_many_stages_and_attention_blocks_as_asked():
     ("model", "data", "options", "message"),
     [
         ("vae", large(), {"attention": 1}, "'vae' takes no attention: it is a part of 'pixelcnn'$"),
+        ("pixelcnn", large(), {"stages": 0}, "stages must be a positive integer"),
+        ("pixelcnn", large(size=20), {"stages": 4}, "with stages=4, the sides of the image must be multiples of 8"),
+        ("pixelcnn", large(), {"attention": -1}, "attention must be an int of at least 0"),
         ("pixelcnn", large(), {"attention": 8}, "attention must be less than layers, 8, got 8"),
         ("vae", large(), {"num_codes": 4}, "'vae' takes no num_codes: it is a part of 'vq-vae'$"),
         ("made", large(), {"grid": (4, 4)}, "'made' takes no grid"),

@@ -13,21 +13,23 @@ Every layer is gated and reads h, what is given, through biases (van den Oord et
 The channels of a pixel are ordered too. The stacks read whole pixels. The parameters of a channel depend on the skip
 connections of its pixel, and on the channels before it in that pixel.
 
-Two ways to read distant pixels. Attention blocks between the layers read all pixels before (PixelSNAIL). With several
-stages, as in PixelCNN++, further layers work at half the resolution, at a fourth of the cost, and so on:
+There are two ways to read distant pixels. Attention blocks between the layers read all pixels before (PixelSNAIL). With
+several stages, as in PixelCNN++, further layers work at half the resolution, at a fourth of the cost, and so on::
 
-    layers  --------------------------- + - layers      full resolution
-          `- down - layers - up -------'                half of it
+    layers --------------------------- + -- layers      full resolution
+          \-- down -- layers -- up --/                  half of it
 
-A stack at half the resolution may read what its stack has read at the first of four pixels: every second row and
-column, and the neighbors before them. All four pixels may read it.
+A block is 2 x 2 pixels. Its place at half the resolution may read what the first of its pixels may read, so all four
+may read it. The vertical stack reads the first row of the block and the row above it, in three columns. The horizontal
+stack reads the first pixel and the one to its left.
 
 Sampling goes row by row: `PixelCNN.cache` runs the vertical stack one row at a time, once the row above is known, and
 the horizontal stack one pixel at a time.
 
-Source: van den Oord et al. 2016 (Conditional image generation with PixelCNN decoders, arXiv 1606.05328), section 2;
-for whole pixels and their channels, and for stages, Salimans et al. 2017 (PixelCNN++, arXiv 1701.05517); for attention
-blocks, Chen et al. 2018 (PixelSNAIL, arXiv 1712.09763), section 3.
+Sources: van den Oord et al. 2016 (Conditional image generation with PixelCNN decoders, arXiv 1606.05328), section 2;
+for whole pixels, their channels and lower resolutions, Salimans et al. 2017 (PixelCNN++, arXiv 1701.05517), sections
+2.2 to 2.4; for attention, Chen et al. 2018 (PixelSNAIL, arXiv 1712.09763). In PixelCNN++ every layer has its own
+short-cut to the way up; here each resolution has one. The attention block is a layer of `CausalTransformer`.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ class GatedLayer(nn.Module):
         self.across = nn.Conv2d(2 * width, 2 * width, 1)
         self.out = nn.Conv2d(width, 2 * width, 1)
 
-    def forward(self, v: Tensor, h: Tensor, given: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, v: Tensor, h: Tensor, given: Tensor | None) -> Stacks:
         a = self.vertical(F.pad(self.dropout(v), (self.reach, self.reach, self.reach, 0)))
         b = self.horizontal(F.pad(self.dropout(h), (self.reach, 0, 0, 0))) + self.across(a)
         if self.embedding is not None and given is not None:
@@ -74,7 +76,7 @@ class GatedLayer(nn.Module):
 
 
 class Down(nn.Module):
-    """Both stacks at half the resolution."""
+    """Both stacks, ``(B, C, H, W)``, at half the resolution: what the first pixel of a block of 2 x 2 may read."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -86,21 +88,23 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Both stacks and the skips at twice the resolution."""
+    """Both stacks and the skips at twice the resolution: four pixels from each place."""
 
     def __init__(self, width: int):
         super().__init__()
         self.vertical, self.horizontal, self.skip = (nn.ConvTranspose2d(width, width, 2, 2) for _ in range(3))
 
-    def forward(self, v: Tensor, h: Tensor, skips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, v: Tensor, h: Tensor, skips: Tensor) -> Stacks:
         return self.vertical(v), self.horizontal(h), self.skip(skips)
 
 
 class AttentionBlock(nn.Module):
-    """Attention of every pixel to those before it: the horizontal stack, ``(B, C, H, W)``, to the same.
+    """Causal attention between pixels: the horizontal stack and the features of the pixels to the stack, all
+    ``(B, C, H, W)``.
 
-    The stack at a pixel has not read the pixel itself. So a place attends to itself too, and it adds the features of
-    the pixel just before it, which may be at the end of the row above, out of the reach of convolutions.
+    The stack at a pixel has read only pixels before it. So a pixel may attend to itself. To its stack the block adds
+    the features of the pixel before it in the order. At the start of a row that pixel ends the row above, where
+    convolutions may not reach.
     """
 
     def __init__(self, width: int, heads: int, pixels: int, dropout: float):
@@ -136,21 +140,23 @@ class ChannelsBefore(nn.Module):
 class PixelCNN(nn.Module):
     """``(B, C, H, W)`` to ``(B, P, C, H, W)``: the P parameters of each feature, from the features before it alone.
 
-    Pixels are ordered row by row, and each pixel's channels follow each other. After L layers of kernel size k, the
+    Pixels are ordered row by row, and each pixel's channels follow each other. With one stage and no attention, the
     receptive field of a pixel has 1 + L (k // 2) pixels to the left, the same number of rows above, and in these
-    L (k // 2) columns to either side. Choose L and k to cover the image, or add stages or attention.
+    L (k // 2) columns to either side. Choose L and k to cover the image, or add stages or attention. Stages extend the
+    field above. To the left they extend it in even rows only, counted from 0: in odd rows it stays 1 + 2 L (k // 2),
+    because a lower resolution reads the first pixel of each block of 2 x 2.
 
     Args:
         in_shape: shape of one image, ``(C, H, W)``.
         num_parameters: P, the number of parameters per feature.
         width: channels of each stack.
-        layers: L, the number of gated layers in a row. With S stages there are (2 S - 1) L: L at each resolution on the
-            way down, and L at each but the lowest on the way up.
+        layers: L, the number of gated layers of a group. There are 2 S - 1 groups: one at each resolution on the way
+            down, and one at each but the lowest on the way up.
         kernel_size: k, odd.
-        stages: S, the number of resolutions. Each has half the sides of the one before, which must be even.
-        attention: number of attention blocks, spread evenly between the last L layers; fewer than L. Their time grows
-            with the square of the number of pixels.
-        heads: number of attention heads per block; must divide ``width``.
+        stages: S, the number of resolutions. Each further one has half the sides, which must be even.
+        attention: number of attention blocks, spread evenly over the last group, at the full resolution; fewer than L.
+            The time of each grows with the square of the number of pixels.
+        heads: number of attention heads per block, of which ``width`` is a multiple; ignored without attention.
         given_shape: shape of one ``given``, for ``network(x, given)``.
         num_classes: number of class labels, where ``given`` is a label.
         levels: x takes the integers 0 .. levels - 1, and is scaled to [-1, 1].
@@ -160,8 +166,9 @@ class PixelCNN(nn.Module):
         order: the flat indices of the features, first to last.
 
     Raises:
-        ValueError: the shape is not that of an image, or cannot be halved so often, the kernel size is even, a size is
-            no positive integer, there are as many attention blocks as layers, or ``heads`` does not divide ``width``.
+        ValueError: ``in_shape`` is not the shape of an image, or its sides are no multiples of 2^(S - 1); the kernel
+            size is even or below 3; a size is no positive integer; ``attention`` is negative, or not less than
+            ``layers``; or, with attention, ``width`` is no multiple of ``heads``.
 
     >>> PixelCNN((1, 4, 4), 3, width=8, layers=2)(torch.zeros(5, 1, 4, 4)).shape
     torch.Size([5, 3, 1, 4, 4])
@@ -195,7 +202,6 @@ class PixelCNN(nn.Module):
         check_network_options(levels=levels, num_classes=num_classes, dropout=dropout)
         if not is_integer(kernel_size) or kernel_size < 3 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd and at least 3, got {kernel_size!r}")
-        self.num_classes, self.levels = num_classes, levels
         check_count(attention, "attention", at_least=0)
         if attention >= layers:
             raise ValueError(f"attention must be less than layers, {layers}, got {attention}")
@@ -206,7 +212,7 @@ class PixelCNN(nn.Module):
                 f"with stages={stages}, the sides of the image must be multiples of {2 ** (stages - 1)}, got "
                 f"{self.in_shape[1]} x {self.in_shape[2]} pixels"
             )
-        self.stages, self.layers_in_a_row = stages, layers
+        self.num_classes, self.levels, self.stages, self.group_size = num_classes, levels, stages, layers
         depth = self.in_shape[0]
         pixels = torch.arange(self.in_shape.numel()).reshape(depth, -1)
         self.order = tuple(pixels.T.flatten().tolist())
@@ -223,13 +229,11 @@ class PixelCNN(nn.Module):
         )
         self.down = nn.ModuleList(Down(width) for _ in range(stages - 1))
         self.up = nn.ModuleList(Up(width) for _ in range(stages - 1))
-        # By the layer that they precede.
-        last_ones = 2 * (stages - 1) * layers
+        # Each key is the index of the layer that follows the block.
+        start = 2 * (stages - 1) * layers
+        places = [start + i * layers // (attention + 1) for i in range(1, attention + 1)]
         self.attention = nn.ModuleDict(
-            {
-                str(last_ones + i * layers // (attention + 1)): AttentionBlock(width, heads, pixels.shape[1], dropout)
-                for i in range(1, attention + 1)
-            }
+            {str(place): AttentionBlock(width, heads, pixels.shape[1], dropout) for place in places}
         )
         self.last = nn.Sequential(
             nn.ReLU(),
@@ -247,31 +251,31 @@ class PixelCNN(nn.Module):
         _, _, skips = self._stage(0, (v, h, torch.zeros_like(h)), pixels, given)
         hidden = self.last[:2](skips)
         if self.within is not None:
-            hidden = hidden.repeat(1, len(x[0]), 1, 1) + self.within(x)
-        return self.last[2:](hidden).unflatten(1, (len(x[0]), -1)).transpose(1, 2)
+            hidden = hidden.repeat(1, x.shape[1], 1, 1) + self.within(x)
+        return self.last[2:](hidden).unflatten(1, (x.shape[1], -1)).transpose(1, 2)
 
     def _stage(self, stage: int, stacks: Stacks, pixels: Tensor, given: Tensor | None) -> Stacks:
         """The layers at one resolution, with those at all lower ones between them."""
-        stacks = self._row_of_layers(stage, stacks, pixels, given)
+        stacks = self._run_group(stage, stacks, pixels, given)
         if stage == self.stages - 1:
             return stacks
         v, h = self.down[stage](*stacks[:2])
         lower = self.up[stage](*self._stage(stage + 1, (v, h, torch.zeros_like(h)), pixels, given))
         v, h, skips = (here + there for here, there in zip(stacks, lower, strict=True))
-        return self._row_of_layers(2 * (self.stages - 1) - stage, (v, h, skips), pixels, given)
+        return self._run_group(2 * (self.stages - 1) - stage, (v, h, skips), pixels, given)
 
-    def _row_of_layers(self, number: int, stacks: Stacks, pixels: Tensor, given: Tensor | None) -> Stacks:
+    def _run_group(self, number: int, stacks: Stacks, pixels: Tensor, given: Tensor | None) -> Stacks:
         v, h, skips = stacks
-        for i in self.row_of_layers(number):
+        for i in self.group(number):
             if str(i) in self.attention:
                 h = self.attention[str(i)](h, pixels)
             v, h, skip = self.layers[i](v, h, given)
             skips = skips + skip
         return v, h, skips
 
-    def row_of_layers(self, number: int) -> range:
-        """The indices of the layers of one row, from 0 at the start to 2 S - 2 at the end."""
-        return range(number * self.layers_in_a_row, (number + 1) * self.layers_in_a_row)
+    def group(self, number: int) -> range:
+        """The indices of the layers of one group; there are 2 S - 1."""
+        return range(number * self.group_size, (number + 1) * self.group_size)
 
     def cache(self, batch_size: int, given: Tensor | None = None) -> PixelCNNCache:
         """A `caches.Cache` of ``batch_size`` images: every activation is computed once.
@@ -283,7 +287,7 @@ class PixelCNN(nn.Module):
 
 
 class PixelCNNCache:
-    """The features of the pixels of the last row, and what every row of layers keeps."""
+    """The pixels of the last row, after the first convolution, and the cache of the layers."""
 
     def __init__(self, network: PixelCNN, batch_size: int, given: Tensor | None):
         self.network, self.place = network, 0
@@ -295,7 +299,7 @@ class PixelCNNCache:
 
         blank = network.first.weight.new_zeros(batch_size, network.first.out_channels)
         self.blank, self.pixels = blank, [blank] * self.width  # the last row, after the first convolution
-        self.stage = CachedStage(network, 0, blank, given)
+        self.stage = cached_stage(network, 0, blank, given)
         self.values: list[Tensor] = []  # the channels of the pixel at this place, so far
         self.hidden = blank
 
@@ -328,73 +332,70 @@ class PixelCNNCache:
 
 
 class CachedStage:
-    """The layers at one resolution, and at all lower ones.
+    """The layers at one resolution, and those at all lower ones between them.
 
-    The lower resolutions are computed at every second row and pixel, and kept for the next ones.
+    The lower resolutions are computed at every second row and column, and their results serve four pixels.
     """
 
     def __init__(self, network: PixelCNN, stage: int, blank: Tensor, given: Tensor | None):
-        self.layers, self.lower = CachedLayers(network, stage, network.in_shape[-1] >> stage, blank, given), None
-        if stage == network.stages - 1:
-            return
-        self.lower = CachedStage(network, stage + 1, blank, given)
-        number = 2 * (network.stages - 1) - stage
-        self.last_layers = CachedLayers(network, number, network.in_shape[-1] >> stage, blank, given)
+        width = network.in_shape[-1] >> stage
+        self.first_layers = CachedLayers(network, stage, width, blank, given)
+        self.lower = cached_stage(network, stage + 1, blank, given)
+        self.last_layers = CachedLayers(network, 2 * (network.stages - 1) - stage, width, blank, given)
         down, up = network.down[stage], network.up[stage]
         assert isinstance(down, Down)
         assert isinstance(up, Up)
         self.down, self.up = down, up
-        self.above = self.two_rows = self.blank = blank  # above and two_rows are set by the first row
-        self.left, self.blocks = blank, [blank]  # set by the first pixel
+        self.blank = self.left = blank
+        self.above = self.two_rows = blank[:, :, None, None].expand(-1, -1, 1, width)
+        self.blocks: list[Tensor] = []  # of these two rows: the horizontal stack and the skips, ``(N, 2 C, 2, 2)``
 
     def row(self, v: Tensor, row: int) -> Tensor:
         """The vertical stack at the next row, ``(N, C, 1, W)`` to the same."""
-        v = self.layers.row(v)
-        if self.lower is None:
-            return v
+        v = self.first_layers.row(v, row)
         if row % 2 == 0:
-            above = torch.zeros_like(v) if row == 0 else self.above
-            lower = self.down.vertical(F.pad(torch.cat((above, v), 2), (1, 1)))
-            self.two_rows = self.up.vertical(self.lower.row(lower, row // 2))
-        self.above = v
-        return self.last_layers.row(v + self.two_rows[:, :, row % 2, None])
+            lower = self.down.vertical(F.pad(torch.cat((self.above, v), 2), (1, 1)))
+            self.two_rows, self.blocks = self.up.vertical(self.lower.row(lower, row // 2)), []
+        self.above, self.left = v, self.blank
+        return self.last_layers.row(v + self.two_rows[:, :, row % 2, None], row)
 
     def pixel(self, h: Tensor, before: Tensor, row: int, column: int) -> tuple[Tensor, Tensor]:
         """The horizontal stack and the skips at the next pixel, ``(N, C)`` each.
 
         Args:
             h: the horizontal stack, ``(N, C)``.
-            before: the features of the pixel before this one, ``(N, C)``.
+            before: the features of the pixel before this one in the order, at the full resolution, for attention
+                blocks, ``(N, C)``.
             row, column: place of the pixel at this resolution.
         """
-        h, skips = self.layers.pixel(h, before, row, column)
-        if self.lower is None:
-            return h, skips
+        h, skips = self.first_layers.pixel(h, before, row, column)
         if row % 2 == 0 and column % 2 == 0:
-            pair = torch.stack((self.left if column else self.blank, h), -1).unsqueeze(2)
-            found = self.lower.pixel(self.down.horizontal(pair)[..., 0, 0], before, row // 2, column // 2)
-            block = [
-                up(each[..., None, None]) for up, each in zip((self.up.horizontal, self.up.skip), found, strict=True)
-            ]
-            self.blocks = [*(self.blocks if column else []), torch.cat(block, 1)]
+            pair = torch.stack((self.left, h), -1).unsqueeze(2)
+            lower = self.down.horizontal(pair)[..., 0, 0]
+            lower_h, lower_skips = self.lower.pixel(lower, before, row // 2, column // 2)
+            block = self.up.horizontal(lower_h[..., None, None]), self.up.skip(lower_skips[..., None, None])
+            self.blocks.append(torch.cat(block, 1))
         self.left = h
         up_h, up_skips = self.blocks[column // 2][..., row % 2, column % 2].chunk(2, 1)
         h, more = self.last_layers.pixel(h + up_h, before, row, column)
         return h, skips + up_skips + more
 
     def take(self, rows: Tensor) -> None:
-        self.layers.take(rows)
-        if self.lower is None:
-            return
-        self.lower.take(rows)
-        self.last_layers.take(rows)
-        for name in ("above", "two_rows", "blank", "left"):
-            setattr(self, name, getattr(self, name).index_select(0, rows))
+        for part in (self.first_layers, self.lower, self.last_layers):
+            part.take(rows)
+        self.above, self.two_rows = self.above.index_select(0, rows), self.two_rows.index_select(0, rows)
+        self.blank, self.left = self.blank.index_select(0, rows), self.left.index_select(0, rows)
         self.blocks = [block.index_select(0, rows) for block in self.blocks]
 
 
+def cached_stage(network: PixelCNN, stage: int, blank: Tensor, given: Tensor | None) -> CachedLayers | CachedStage:
+    if stage == network.stages - 1:
+        return CachedLayers(network, stage, network.in_shape[-1] >> stage, blank, given)
+    return CachedStage(network, stage, blank, given)
+
+
 class CachedLayers:
-    r"""The rows of the vertical stack, and the pixels of the horizontal one, that a row of layers still reads.
+    r"""What a group of layers still reads: rows of the vertical stack and pixels of the horizontal one.
 
     At a pixel the horizontal stack is a loop over L small layers, in which launching a kernel takes longer than its
     computation. So the loop does as little as possible: the terms of the pixels to the left are computed for all layers
@@ -403,9 +404,9 @@ class CachedLayers:
     """
 
     def __init__(self, network: PixelCNN, number: int, width: int, blank: Tensor, given: Tensor | None):
-        which = network.row_of_layers(number)
-        self.layers = [layer for layer in (network.layers[i] for i in which) if isinstance(layer, GatedLayer)]
-        self.blank, self.channels, self.reach = blank, network.first.out_channels, self.layers[0].reach
+        group = network.group(number)
+        self.layers = [layer for layer in (network.layers[i] for i in group) if isinstance(layer, GatedLayer)]
+        self.channels, self.reach = network.first.out_channels, self.layers[0].reach
 
         taps = torch.stack([layer.horizontal.weight[:, :, 0] for layer in self.layers])  # (L, 2 C, C, reach + 1)
         self.of_left = taps[..., :-1].permute(0, 3, 2, 1).flatten(1, 2).contiguous()  # (L, reach C, 2 C)
@@ -420,15 +421,16 @@ class CachedLayers:
 
         self.embeddings = [] if given is None else [layer.embedding(given) for layer in self.layers if layer.embedding]
         self.above = [blank[:, :, None, None].expand(-1, -1, self.reach, width)] * len(self.layers)
-        self.left = self.from_above = blank  # set by the first row
+        self.from_above = blank.new_zeros(width, len(self.layers), blank.shape[0], 2 * self.channels)
+        self.left = blank.new_zeros(len(self.layers), blank.shape[0], self.reach * self.channels)
         blocks = dict(network.attention.items())
         self.attention = {
-            i: CachedAttention(block, blank.shape[0], width)
-            for i, j in enumerate(which)
+            i: CachedAttention(block, blank.shape[0])
+            for i, j in enumerate(group)
             if isinstance(block := blocks.get(str(j)), AttentionBlock)
         }
 
-    def row(self, v: Tensor) -> Tensor:
+    def row(self, v: Tensor, row: int) -> Tensor:
         """Run the vertical stack at the next row, and keep its inputs to the horizontal one, ``(W, L, N, 2 C)``."""
         reads = []
         for i, layer in enumerate(self.layers):
@@ -442,7 +444,7 @@ class CachedLayers:
             v = gate(a)
             reads.append(b.squeeze(2).permute(2, 0, 1))
         self.from_above = torch.stack(reads, 1) + self.bias
-        self.left = self.blank.new_zeros(len(self.layers), self.blank.shape[0], self.reach * self.channels)
+        self.left = torch.zeros_like(self.left)
         return v
 
     def pixel(self, h: Tensor, before: Tensor, row: int, column: int) -> tuple[Tensor, Tensor]:
@@ -451,7 +453,7 @@ class CachedLayers:
         read = torch.baddbmm(self.from_above[column], self.left, self.of_left).unbind()
         for i, (of_left, of_h, residual) in enumerate(zip(read, self.of_h, self.residuals, strict=True)):
             if i in self.attention:
-                h = self.attention[i].next(h + self.behind[i] + before, row, column) - self.behind[i]
+                h = self.attention[i].next(h + self.behind[i] + before) - self.behind[i]
             inputs.append(h)
             b = torch.addmm(of_left, h, of_h)
             b[:, : self.channels].tanh_()
@@ -462,27 +464,25 @@ class CachedLayers:
         return h + self.at_end, torch.addmm(self.skip_bias, torch.cat(gated, 1), self.skips)
 
     def take(self, rows: Tensor) -> None:
-        self.blank = self.blank.index_select(0, rows)
+        self.left, self.from_above = self.left.index_select(1, rows), self.from_above.index_select(2, rows)
         for each in (self.embeddings, self.above):
             each[:] = [part.index_select(0, rows) for part in each]
         for block in self.attention.values():
             block.take(rows)
-        if self.from_above.dim() == 4:  # after the first row
-            self.left, self.from_above = self.left.index_select(1, rows), self.from_above.index_select(2, rows)
 
 
 class CachedAttention:
     """The keys and values of an `AttentionBlock` at the pixels so far."""
 
-    def __init__(self, block: AttentionBlock, batch_size: int, columns: int):
-        self.block, self.columns = block, columns
+    def __init__(self, block: AttentionBlock, batch_size: int):
+        self.block = block
         pixels, width = block.positions.shape
         none = block.positions.new_empty(batch_size, block.layer.heads, 0, width // block.layer.heads)
         self.keys, self.values = Growing(none, pixels, dim=2), Growing(none, pixels, dim=2)
 
-    def next(self, h: Tensor, row: int, column: int) -> Tensor:
+    def next(self, h: Tensor) -> Tensor:
         """The block at the next pixel, ``(N, C)`` to the same."""
-        token = (h + self.block.positions[row * self.columns + column]).unsqueeze(1)
+        token = (h + self.block.positions[self.keys.value.shape[2]]).unsqueeze(1)
         return self.block.layer.next(token, self.keys, self.values).squeeze(1)
 
     def take(self, rows: Tensor) -> None:

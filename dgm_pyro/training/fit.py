@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 from tqdm import tqdm
 
@@ -244,8 +244,10 @@ class Training:
         program.to(self.device)
         if options.precision == "bf16" and self.device.type == "cpu":
             _check_bf16()
-            # In this layout, convolutions in bf16 are faster: benchmarks/precision.py.
-            program.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            # Their convolutions in bf16 are faster in this layout: benchmarks/precision.py.
+            for module in program.modules():
+                if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.processes.agree([*program.parameters(), *program.buffers()])
         self.data = train.to(self.device)
         # The program that scores batches: the program itself, or `Observed`.
@@ -966,9 +968,9 @@ def _check_scale(program: Program, data: Data) -> None:
 
 
 def _check_bf16() -> None:
-    """Warn of a processor on which a PyTorch convolution in bf16 takes seven times as long as in float32."""
+    """Warn of a processor without bf16 instructions, on which networks in bf16 are several times as slow."""
     found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    if found.get("architecture") == "x86_64" and not (found["amx_bf16"] or found["avx512_bf16"]):
+    if found.get("architecture") == "x86_64" and not (found.get("amx_bf16") or found.get("avx512_bf16")):
         warn(
             "precision is 'bf16', but this processor has no instructions for bf16 (amx_bf16 or avx512_bf16), so steps "
             "take several times as long: use precision='float32'"

@@ -48,15 +48,33 @@ def test_attention_reaches_every_pixel_before(layers, attention):
 
 
 @pytest.mark.parametrize(("height", "width", "stages"), [(6, 8, 2), (8, 4, 3)])
-def test_stages_open_no_other_way(height, width, stages):
-    """Layers enough to reach everywhere; one layer a row reaches further than one layer does."""
-    network = PixelCNN((1, height, width), 2, width=6, layers=4, stages=stages)
+@pytest.mark.parametrize("layers", [1, 4])
+def test_stages_open_no_other_way(height, width, stages, layers):
+    """With four layers a group, every pixel before is read; with one, some of them."""
+    seen = dependencies(PixelCNN((1, height, width), 2, width=6, layers=layers, stages=stages))
     row, column, other_row, other_column = grid(height, width)
     before = other_row * width + other_column < row * width + column
-    assert torch.equal(dependencies(network), before)
-    few = dependencies(PixelCNN((1, height, width), 2, width=6, layers=1, stages=stages))
-    assert not (few & ~before).any()
-    assert few.sum() > 1.5 * dependencies(PixelCNN((1, height, width), 2, width=6, layers=1)).sum()
+    assert not (seen & ~before).any()
+    assert layers == 1 or torch.equal(seen, before)
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+def test_stages_read_further_than_as_many_layers_at_the_full_resolution(stages):
+    lower, full = (
+        dependencies(PixelCNN((1, 12, 12), 1, width=8, layers=layers, stages=each)).sum()
+        for layers, each in ((1, stages), (2 * stages - 1, 1))
+    )
+    assert lower > 1.5 * full
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+def test_the_reach_to_the_left_of_stages_is_as_documented(stages):
+    size, layers = 32, 2
+    network = PixelCNN((1, 4, size), 1, width=8, layers=layers, stages=stages)
+    seen = dependencies(network)
+    reach = [size - 1 - int(seen[row, -1, row].nonzero()[0]) for row in range(4)]
+    assert reach[1] == reach[3] == 1 + 2 * layers
+    assert min(reach[0], reach[2]) > 1 + 2 * layers
 
 
 @pytest.mark.parametrize(
