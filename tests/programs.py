@@ -573,7 +573,7 @@ CASES: dict[str, Case] = {
         lambda: dgm.Dequantized(
             multiscale.flow_plus_plus((1, 2, 2), layers=1, width=2, components=2, given_shape=(3,), unit_cube=True),
             levels=3,
-            guide=multiscale.convolutional_dequantizer((1, 2, 2), 3, layers=1, width=2),
+            guide=multiscale.convolutional_dequantizer((1, 2, 2), 3, width=2),
         ),
         jitter=0.1,
         certain=True,

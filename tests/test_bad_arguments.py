@@ -384,7 +384,7 @@ CALLS = {
     "multiscale.glow": Call(MULTISCALE, OF_SCALES),
     "multiscale.flow_plus_plus": Call(MULTISCALE | dict(components=2), OF_SCALES),
     "multiscale.convolutional_dequantizer": Call(
-        dict(event_shape=(1, 2, 2), levels=4, layers=1, width=2, blocks=1)
+        dict(event_shape=(1, 2, 2), levels=4, width=2, blocks=1)
     ),
     "hierarchy.Level": Call(
         dict(prior=lambda: level().prior, posterior=lambda: level().posterior, path=lambda: level().path),
@@ -852,6 +852,7 @@ CALLS = {
     ),
     "networks.InputEmbedding": Call(dict(shape=(2,), num_classes=None, out_features=2), {"shape": SHAPE}),
     "networks.Affine": Call(dict(bound=5.0)),
+    "networks.Contraction": Call(dict(radius=4.0, largest_shift=2.5, bound=1.5)),
     "networks.RationalQuadraticSpline": Call(dict(bins=4, low=-1.0, high=1.0, tails="identity")),
     "networks.ActNorm": Call(dict(num_features=2)),
     "networks.LULinear": Call(dict(num_features=2)),

@@ -25,21 +25,21 @@ from functools import partial
 import torch
 
 from dgm_pyro.checks import check_count
-from dgm_pyro.families.conditionals import Normal, check_levels, inverse_softplus
+from dgm_pyro.families.conditionals import check_levels
 from dgm_pyro.families.flow import Flow, GivenArguments, embedding_of, end_of, start_near_zero
 from dgm_pyro.networks.bijections import (
     ActNorm,
     Affine,
     Bijection,
+    Contraction,
     Coupling,
-    Inverse,
+    Elementwise,
     LULinear,
     NormalCDF,
     Univariate,
 )
 from dgm_pyro.networks.convolutional import ConvNet, image_shape
 from dgm_pyro.networks.multiscale import LogisticMixture, Partial, PerPixel, Squeeze, squeezed
-from dgm_pyro.networks.pixelcnn import bias_of
 
 __all__ = ["convolutional_dequantizer", "convolutional_realnvp", "flow_plus_plus", "glow"]
 
@@ -146,38 +146,25 @@ def flow_plus_plus(
     return _multiscale(event_shape, step, scales, layers, width, blocks, reads, unit_cube)
 
 
-def convolutional_dequantizer(
-    event_shape: Sequence[int], levels: int, *, layers: int = 2, width: int = 32, blocks: int = 1
-) -> Flow:
-    """q(u | x) of images for variational dequantization: Normals given x, affine couplings given x, and their CDF.
+def convolutional_dequantizer(event_shape: Sequence[int], levels: int, *, width: int = 32, blocks: int = 1) -> Flow:
+    """q(u | x) of images for variational dequantization: `dequantizer` with a convolutional network.
 
     Args:
-        event_shape: shape of one x, ``(C, H, W)``, H and W even.
+        event_shape: shape of one x, ``(C, H, W)``.
         levels: x takes the integers 0 .. levels - 1.
-        layers: number of couplings.
-        width, blocks: channels and residual blocks of each network.
+        width, blocks: channels and residual blocks of the network.
 
     >>> import dgm_pyro as dgm
     >>> shape = (1, 4, 4)
     >>> flow = dgm.multiscale.glow(shape, layers=1, width=4, unit_cube=True)
-    >>> program = dgm.Dequantized(flow, 256, dgm.multiscale.convolutional_dequantizer(shape, 256, layers=1, width=4))
+    >>> program = dgm.Dequantized(flow, 256, dgm.multiscale.convolutional_dequantizer(shape, 256, width=4))
     >>> program.sample(2).shape
     torch.Size([2, 1, 4, 4])
     """
     shape = image_shape(event_shape, "event_shape")
-    normal = ConvNet(shape, shape, 2, width, blocks=blocks, levels=check_levels(levels))
-    start_near_zero(normal.last)
-    with torch.no_grad():
-        bias_of(normal.last)[shape[0] :] += inverse_softplus(1.0)  # of scale one, so that u is nearly uniform at first
-    coarse = squeezed(shape)
-    seen = torch.Size((width, *coarse[1:]))
-    masked: Masked = partial(_coupling, width=width, blocks=blocks, given_shape=seen)
-    couplings = [
-        masked(coarse, _passing_half(coarse[0], i), Affine(BOUND)) for i in range(check_count(layers, "layers"))
-    ]
-    parts = [Inverse(Squeeze(shape)), *couplings, Squeeze(shape), NormalCDF()]
-    embedding = ConvNet(shape, seen, None, width, blocks=blocks, levels=levels)
-    return Flow(shape, parts, Normal(shape, normal), embedding=embedding)
+    network = ConvNet(shape, shape, 2, width, blocks=blocks, levels=check_levels(levels))
+    start_near_zero(network.last)
+    return Flow(shape, [Elementwise(shape.numel(), Contraction(), network), NormalCDF()])
 
 
 def _glow_step(univariate: Univariate, shape: Sequence[int], i: int, masked: Masked) -> list[Bijection]:

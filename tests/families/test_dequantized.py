@@ -18,6 +18,7 @@ import dgm_pyro as dgm
 from dgm_pyro.families.conditionals import Uniform
 from dgm_pyro.families.dequantized import Floor, dequantizer
 from dgm_pyro.families.flow import iaf, maf, nsf, nsf_autoregressive, realnvp
+from dgm_pyro.families.multiscale import convolutional_dequantizer
 from dgm_pyro.networks import (
     MADE,
     MLP,
@@ -168,6 +169,39 @@ def test_variational_dequantization_tightens_the_bound():
     assert gain.mean() > 0.02
     exact, _ = log_mean_exp(uniform)
     assert variational.mean() < exact.mean()
+
+
+@pytest.mark.parametrize("level", [pytest.param(0, marks=pytest.mark.nightly), 255])
+def test_the_bound_of_constant_data_is_at_most_zero(level):
+    """log P(x) <= 0. A q that moves to an edge of the cell, where draws round to one number, would promise more."""
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    flow = realnvp(2, layers=8, hidden=(16,), unit_cube=True)
+    program = dgm.Dequantized(flow, 256, dequantizer(2, 256, hidden=(16,)))
+    x = torch.full((256, 2), level)
+    optimizer = torch.optim.Adam(program.parameters(), lr=5e-3)
+    for step in range(600 if level else 1200):
+        optimizer.zero_grad()
+        (-program.log_weights(x).mean()).backward()
+        optimizer.step()
+        if step % 300 == 299:
+            with torch.no_grad():
+                weights = program.log_weights(x, num_particles=20)
+            assert -0.1 < weights.mean() < 4 * weights.std() / weights.numel() ** 0.5
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: dequantizer((1, 4, 4), 256), lambda: convolutional_dequantizer((1, 4, 4), 256, width=4)]
+)
+def test_dequantizers_stay_within_the_cells_whatever_their_network_says(make):
+    torch.set_default_dtype(torch.float32)
+    q, x = make(), torch.randint(256, (50, 1, 4, 4))
+    for size in (1.0, 30.0, 1000.0):
+        with torch.no_grad():
+            for parameter in q.parameters():
+                parameter.copy_(size * torch.randn_like(parameter))
+            u = q(x).sample((500,))
+        assert ((u < 3e-5) | (u > 1 - 3e-5)).double().mean() < 1e-4
 
 
 GUIDES = {

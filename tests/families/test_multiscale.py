@@ -45,7 +45,7 @@ def test_masses_of_all_binary_images_sum_to_one(name):
     """By importance weights, the dequantizer their proposal; within four standard errors."""
     shape, every = (1, 2, 2), torch.tensor([*itertools.product(range(2), repeat=4)]).reshape(-1, 1, 2, 2)
     torch.manual_seed(3)
-    q = jittered(multiscale.convolutional_dequantizer(shape, 2, layers=2, width=3), 0.05)
+    q = jittered(multiscale.convolutional_dequantizer(shape, 2, width=3), 0.05)
     program = dgm.Dequantized(jittered(FLOWS[name](shape, unit_cube=True), 0.05), 2, q).eval()
     with torch.no_grad():
         weights = program.log_weights(every, num_particles=1000).double().exp()

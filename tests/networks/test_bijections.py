@@ -17,6 +17,7 @@ from dgm_pyro.networks import (
     MLP,
     ActNorm,
     Affine,
+    Contraction,
     ConvNet,
     Coupling,
     Elementwise,
@@ -204,6 +205,7 @@ def test_exports_with_a_free_batch_size(name):
 
 UNIVARIATE = {
     "affine": Affine,
+    "contraction": Contraction,
     "spline": spline,
     "spline-linear-tails": lambda: spline(tails="linear"),
     "spline-two-bins": lambda: RationalQuadraticSpline(2),
@@ -368,6 +370,15 @@ def test_affine_log_scales_are_bounded():
     x, log_slope = univariate(torch.ones(1, 1), raw)
     torch.testing.assert_close(log_slope, torch.full((1, 1), 2.0), rtol=1e-6, atol=0)
     torch.testing.assert_close(x, torch.full((1, 1), math.exp(2.0)), rtol=1e-6, atol=0)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+def test_a_contraction_maps_its_box_into_itself(raw_shift, raw_scale):
+    raw = torch.tensor([[raw_shift], [raw_scale]])
+    ends, log_slope = Contraction()(torch.tensor([[-4.0], [4.0]]), raw)
+    assert ends[0] >= -4
+    assert ends[1] <= 4
+    assert ((log_slope <= 0) & (log_slope > math.log(1 - 2.5 / 4) - 1.5)).all()
 
 
 # -- who depends on whom -----------------------------------------------------------------------------------------------
@@ -537,6 +548,7 @@ def test_actnorm_is_not_started_by_export():
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 BAD = {
+    "contraction-shift": (lambda: Contraction(largest_shift=4.0), ValueError, "largest_shift must be less than radius"),
     "affine-bound": (lambda: Affine(0.0), ValueError, "bound must be a number above 0"),
     "spline-one-bin": (lambda: RationalQuadraticSpline(1), ValueError, "bins must be an int from 2"),
     "spline-bins-type": (lambda: RationalQuadraticSpline(4.0), ValueError, r"bins must be an int.*4\.0"),
