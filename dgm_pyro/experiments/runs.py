@@ -492,8 +492,9 @@ def write_alike(stem: Path, x: torch.Tensor, record: Record, levels: int | None,
     Returns:
         The path written.
     """
-    if Path(record.data).suffix in sources.TABLES:
-        names, path = record.reading["columns"], stem.with_suffix(".csv")
+    names = record.reading.get("columns")  # a record made outside of the library may lack them
+    if names is not None and Path(record.data).suffix in sources.TABLES:
+        path = stem.with_suffix(".csv")
         texts = [
             _in_words(column, record.words.get(name))
             for name, column in zip(names, x.reshape(-1, len(names)).T, strict=True)

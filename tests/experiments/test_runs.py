@@ -10,7 +10,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import dgm_pyro as dgm
 from dgm_pyro import cli, files, jobs
@@ -370,3 +372,12 @@ def test_settings_that_do_not_fit_are_one_line(tmp_path, capsys, text):
     assert cli.main([*COMMAND, str(tmp_path / "run"), "--set", text]) == 1
     assert "--set must be NAME=VALUE with a NAME of prior" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_record_of_a_table_without_its_columns_gives_an_array(tmp_path):
+    """As of a run that was made from Python, without the options for reading the file."""
+    record = runs.record_of("vae", str(tmp_path / "table.csv"), dgm.History())
+    x = torch.randn(3, 2)
+    path = runs.write_alike(tmp_path / "samples", x, record, None)
+    assert path == tmp_path / "samples.npy"
+    assert torch.equal(torch.from_numpy(np.load(path)), x)
