@@ -40,7 +40,7 @@ from dgm_pyro.families.conditionals import (
     ZeroInflated,
 )
 from dgm_pyro.families.continuous import ContinuousDiffusion
-from dgm_pyro.families.dequantized import Dequantized, dequantizer
+from dgm_pyro.families.dequantized import Dequantized, dequantizer, resolves
 from dgm_pyro.families.diffusion import PREDICTIONS, Diffusion
 from dgm_pyro.families.flow import Flow, iaf, maf, nsf, nsf_autoregressive, realnvp
 from dgm_pyro.families.guides import (
@@ -207,11 +207,11 @@ def _image_flow(name: str, stack: Callable[..., Flow]) -> Callable[[Data, Reads]
 
 
 def _flow_for_data(data: Data, reads: Reads, make: Callable[..., Flow], guide: Callable[..., Flow]) -> Program:
-    """The flow for reals; for integers, the flow dequantized by the guide."""
+    """The flow for reals; for integers, the flow dequantized by the guide, or uniformly if the levels are too many."""
     if data.levels is None:
         return make(data.event_shape, **reads)
     flow = make(data.event_shape, unit_cube=True, **reads)
-    return Dequantized(flow, data.levels, guide=guide(data.event_shape, data.levels))
+    return Dequantized(flow, data.levels, guide(data.event_shape, data.levels) if resolves(data.levels) else None)
 
 
 def realnvp_of(data: Data, reads: Reads) -> Program:

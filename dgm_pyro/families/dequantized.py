@@ -9,7 +9,8 @@ q(u | x) of the position u within the cell gives a lower bound:
 
 In floating-point numbers this holds only for a q whose draws stay apart. Draws that are closer to an edge of the cell
 than the rounding error are one number, which a flow may give any density. For 256 levels in single precision, that is
-1e-5 of the cell. `dequantizer` bounds the density of q, so that its draws are as close with probability 6e-5 at most.
+3e-5 of the cell. `dequantizer` bounds the density of q, so that its draws are as close with probability 6e-5 at most.
+Cells of more than 2,048 levels in single precision need the uniform q.
 
 Sources: Theis et al. 2016 (arXiv 1511.01844, section 3.1) and Ho et al. 2019 (Flow++, arXiv 1902.00275, section 3.1).
 """
@@ -27,7 +28,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from dgm_pyro.checks import as_shape
-from dgm_pyro.families.conditionals import Uniform, check_levels
+from dgm_pyro.families.conditionals import Beta, Uniform, check_levels
 from dgm_pyro.families.flow import (
     Flow,
     start_near_zero,
@@ -52,6 +53,9 @@ from dgm_pyro.registry import register
 
 __all__ = ["Dequantized", "Floor", "dequantizer"]
 
+FINEST = 2**-12
+"""Largest rounding error of a place in the unit interval, relative to a cell, for a q other than the uniform one."""
+
 
 @register
 class Dequantized(Program):
@@ -69,6 +73,7 @@ class Dequantized(Program):
 
     Raises:
         ValueError: ``flow`` or ``guide`` does not live on the unit cube, or shapes do not fit.
+        TypeError: ``flow`` has no density, or ``guide`` is a `Beta`.
 
     >>> import torch, dgm_pyro as dgm
     >>> program = dgm.Dequantized(dgm.Flow(2, [dgm.networks.NormalCDF()]), levels=4)
@@ -86,6 +91,11 @@ class Dequantized(Program):
         guide = Uniform(flow.event_shape) if guide is None else guide
         if not isinstance(guide, Conditional):
             raise TypeError(f"guide must be a dgm_pyro.Conditional or None, got {type(guide).__name__}")
+        if isinstance(guide, Beta):
+            raise TypeError(
+                "guide must not be a Beta: its draws near an edge of the cell are one number, to which the flow may "
+                "give any density. Use dequantized.dequantizer"
+            )
         if guide.event_shape != flow.event_shape:
             raise ValueError(
                 f"the guide's event_shape is {tuple(guide.event_shape)}, but the flow's is {tuple(flow.event_shape)}: "
@@ -248,12 +258,30 @@ def dequantizer(event_shape: int | Sequence[int], levels: int, *, hidden: Sequen
         levels: x takes the integers 0 .. levels - 1.
         hidden: widths of the hidden layers.
 
+    Raises:
+        ValueError: ``levels`` are too many for torch's default dtype.
+
     >>> import dgm_pyro as dgm
     >>> program = dgm.Dequantized(dgm.flow.nsf(4, unit_cube=True), levels=17, guide=dequantizer(4, levels=17))
     >>> program.log_weights(torch.zeros(2, 4, dtype=torch.long), num_particles=3).shape
     torch.Size([3, 2])
     """
     shape = as_shape(event_shape)
-    network = MLP(shape, 2 * shape.numel(), hidden, levels=check_levels(levels))
+    network = MLP(shape, 2 * shape.numel(), hidden, levels=check_resolution(levels))
     start_near_zero(cast(nn.Linear, network.rest[-1]))
     return Flow(shape, [Elementwise(shape.numel(), Contraction(), network), NormalCDF()])
+
+
+def check_resolution(levels: int) -> int:
+    """``levels``, if the default dtype resolves the cells of so many well enough for a q other than the uniform one."""
+    if resolves(check_levels(levels)):
+        return levels
+    raise ValueError(
+        f"levels is {levels}, but with more than {int(FINEST / torch.finfo(torch.get_default_dtype()).eps)} levels the "
+        f"draws of a dequantizer in {torch.get_default_dtype()} would round to few numbers: use the uniform one, "
+        "Dequantized(flow, levels), or torch.set_default_dtype(torch.float64)"
+    )
+
+
+def resolves(levels: int) -> bool:
+    return levels * torch.finfo(torch.get_default_dtype()).eps <= FINEST

@@ -76,7 +76,11 @@ class Bernoulli(dist.Bernoulli):
 
 
 class Beta(dist.Beta):
-    """Pyro's Beta on the open interval: no draw is 0 or 1, where the density is zero or infinite."""
+    """Pyro's Beta on the open interval: no draw is 0 or 1, where the density is zero or infinite.
+
+    All draws nearer to 0 or 1 than the least number of the interval are that number. Its density is the mean over these
+    draws, so a bound with a Beta as q does not gain from draws that are one number.
+    """
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
@@ -88,6 +92,14 @@ class Beta(dist.Beta):
         shape = self._extended_shape(torch.Size(sample_shape))
         g, h = (_log_gamma(a.expand(shape)) for a in (self.concentration1, self.concentration0))
         return (g - h).sigmoid().clamp(self.support.lower_bound, self.support.upper_bound)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        log_density = super().log_prob(value)
+        # The integral of x^(a - 1) from 0 to w is w w^(a - 1) / a.
+        log_density = torch.where(
+            value <= self.support.lower_bound, log_density - self.concentration1.log(), log_density
+        )
+        return torch.where(value >= self.support.upper_bound, log_density - self.concentration0.log(), log_density)
 
 
 def _log_gamma(a: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from functools import partial
 import torch
 
 from dgm_pyro.checks import check_count
-from dgm_pyro.families.conditionals import check_levels
+from dgm_pyro.families.dequantized import check_resolution
 from dgm_pyro.families.flow import Flow, GivenArguments, embedding_of, end_of, start_near_zero
 from dgm_pyro.networks.bijections import (
     ActNorm,
@@ -154,6 +154,9 @@ def convolutional_dequantizer(event_shape: Sequence[int], levels: int, *, width:
         levels: x takes the integers 0 .. levels - 1.
         width, blocks: channels and residual blocks of the network.
 
+    Raises:
+        ValueError: ``levels`` are too many for torch's default dtype.
+
     >>> import dgm_pyro as dgm
     >>> shape = (1, 4, 4)
     >>> flow = dgm.multiscale.glow(shape, layers=1, width=4, unit_cube=True)
@@ -162,7 +165,7 @@ def convolutional_dequantizer(event_shape: Sequence[int], levels: int, *, width:
     torch.Size([2, 1, 4, 4])
     """
     shape = image_shape(event_shape, "event_shape")
-    network = ConvNet(shape, shape, 2, width, blocks=blocks, levels=check_levels(levels))
+    network = ConvNet(shape, shape, 2, width, blocks=blocks, levels=check_resolution(levels))
     start_near_zero(network.last)
     return Flow(shape, [Elementwise(shape.numel(), Contraction(), network), NormalCDF()])
 

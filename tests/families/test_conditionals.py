@@ -16,6 +16,7 @@ from scipy import integrate, stats
 from torch import nn
 
 import dgm_pyro as dgm
+from dgm_pyro.families import distributions
 from dgm_pyro.families.conditionals import inverse_softplus, positive
 from dgm_pyro.networks import MLP
 
@@ -511,6 +512,14 @@ def test_draws_of_a_narrow_beta_are_neither_0_nor_1():
     assert (drawn < 1).all()
     assert 300 < (drawn > 0.5).sum() < 700
     assert torch.isfinite(program.log_prob(drawn)).all()
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 1e-9), (1e-3, 1e-3), (0.3, 0.1), (2.0, 5.0)])
+def test_importance_weights_from_a_beta_average_to_at_most_the_mass_of_the_target(a, b):
+    """The target is uniform. Draws that round to one number near 0 or 1 would have weights without bound."""
+    proposal = distributions.Beta(torch.tensor(a, dtype=torch.float32), torch.tensor(b, dtype=torch.float32))
+    weights = (-proposal.log_prob(proposal.sample((20_000,)))).double().exp()
+    assert weights.mean() < 1 + 4 * weights.std() / len(weights) ** 0.5
 
 
 def test_zero_inflation_by_hand():

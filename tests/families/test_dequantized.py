@@ -204,6 +204,26 @@ def test_dequantizers_stay_within_the_cells_whatever_their_network_says(make):
         assert ((u < 3e-5) | (u > 1 - 3e-5)).double().mean() < 1e-4
 
 
+def test_too_many_levels_for_the_precision_are_dequantized_uniformly():
+    torch.set_default_dtype(torch.float32)
+    with pytest.raises(ValueError, match=r"levels is 65536, but with more than 2048 levels .*use the uniform one"):
+        dequantizer(2, 65536)
+    data = dgm.Data(torch.randint(65536, (20, 2)), levels=65536)
+    assert isinstance(dgm.build("maf", data).dequantizer, Uniform)
+    assert not isinstance(dgm.build("maf", dgm.Data(data.x // 256, levels=256)).dequantizer, Uniform)
+    torch.set_default_dtype(torch.float64)
+    assert dequantizer(2, 65536).event_shape == (2,)
+
+
+def test_a_beta_is_no_guide_of_a_flow():
+    flow = maf(2, layers=1, hidden=(4,), unit_cube=True)
+    beta = dgm.Beta(2, MLP((2,), 4, (4,)))
+    with pytest.raises(TypeError, match="guide must not be a Beta"):
+        dgm.Dequantized(flow, 4, beta)
+    with pytest.raises(TypeError, match="encoder must not be a Beta where the prior is a flow"):
+        dgm.VAE(flow, dgm.Normal(2, MLP((2,), 4, (4,))), beta)
+
+
 GUIDES = {
     "uniform": lambda: None,
     "normal": lambda: dequantizer(IMAGE, 17),
