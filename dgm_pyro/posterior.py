@@ -742,6 +742,9 @@ class _LatentsAt(Indices):
             raise ValueError(f"the model samples {name!r} in some runs and not in others: state it in all of them")
         transform, real = bijection_of(msg), self.reals[name]
         msg["value"] = transform(real)
+        if _ends_in_zero(msg["fn"].support):
+            # At 0, to which exp rounds, a Gamma of shape below 1 has the density infinity.
+            msg["value"] = msg["value"].clamp_min(torch.finfo(real.dtype).tiny)
         log_det = transform.log_abs_det_jacobian(real, msg["value"])
         if name in self.in_density:  # a part of the latent is in u, elementwise
             log_det = torch.where(self.in_density[name], log_det, torch.zeros_like(log_det))
@@ -790,6 +793,13 @@ class _MappableEnumeration(EnumMessenger):
             msg["value"] = torch.empty(()).expand(value.shape)
         super()._pyro_post_sample(msg)
         msg["value"] = value
+
+
+def _ends_in_zero(support: Any) -> bool:
+    """Whether the support is that of positive or nonnegative reals."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support in (constraints.positive, constraints.nonnegative)
 
 
 def _log_with_finite_gradient(x: Tensor) -> Tensor:

@@ -241,3 +241,21 @@ def test_annealing_stays_where_a_matrix_has_a_factorization():
     evidence = torch.trapezoid(density_of_a_number(grid).exp(), grid)
     weights = found.log_weights.exp()
     assert abs(weights.mean() - evidence) < 4 * weights.std() / 16**0.5
+
+
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_the_density_is_finite_where_a_latent_rounds_to_zero(shape):
+    """exp(-104) is 0 in single precision, where the density of a Gamma of shape 0.01 is infinite."""
+
+    def model():
+        z = pyro.sample("z", dist.Gamma(0.01, 0.01).expand(shape).to_event(len(shape)))
+        pyro.sample("y", dist.Poisson(z + 1.0).to_event(len(shape)), obs=torch.zeros(shape))
+
+    posterior = Posterior(model)
+    u = torch.tensor([-50.0, -104.0, -200.0], dtype=torch.float32).unsqueeze(-1).expand(3, posterior.D)
+    found = posterior.log_joint(u).double()
+    gamma = torch.distributions.Gamma(torch.tensor(0.01).double(), torch.tensor(0.01).double())
+    true = posterior.D * (gamma.log_prob(u[:, 0].double().exp()) + u[:, 0] - 1.0)
+    torch.testing.assert_close(found[0], true[0], rtol=1e-4, atol=0)
+    assert (found[1:] < true[1:]).all()
+    assert torch.isfinite(found).all()
