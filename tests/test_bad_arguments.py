@@ -75,8 +75,8 @@ kind(
     "blocks", "critic_steps", "k", "num_classes", "most", "early_stopping", "components",
 )  # fmt: skip
 kind(LEVELS, "levels", "given_levels")
-kind(POSITIVE, "lr", "bound", "max_frequency", "tolerance", "initial_scale", "critic_lr", "target_acceptance",
-     "sigma_data", "gamma")  # fmt: skip
+kind(POSITIVE, "lr", "bound", "radius", "largest_shift", "max_frequency", "tolerance", "initial_scale", "critic_lr",
+     "target_acceptance", "sigma_data", "gamma")  # fmt: skip
 kind(NUMBER, "low", "high", "degrees", "reach", "highest", "lowest", "guidance")
 kind([-1.0, *NUMBER], "scale", "sigma", "epsilon", "step_size", "weight_decay", "nats", "beta", "weight", "r1",
      "gradient_penalty", "eta", "threshold")  # fmt: skip

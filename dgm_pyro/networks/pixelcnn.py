@@ -98,7 +98,7 @@ class Up(nn.Module):
         return self.vertical(v), self.horizontal(h), self.skip(skips)
 
 
-class AttentionBlock(nn.Module):
+class PixelAttention(nn.Module):
     """Causal attention between pixels: the horizontal stack and the features of the pixels to the stack, all
     ``(B, C, H, W)``.
 
@@ -233,7 +233,7 @@ class PixelCNN(nn.Module):
         start = 2 * (stages - 1) * layers
         places = [start + i * layers // (attention + 1) for i in range(1, attention + 1)]
         self.attention = nn.ModuleDict(
-            {str(place): AttentionBlock(width, heads, pixels.shape[1], dropout) for place in places}
+            {str(place): PixelAttention(width, heads, pixels.shape[1], dropout) for place in places}
         )
         self.last = nn.Sequential(
             nn.ReLU(),
@@ -266,14 +266,14 @@ class PixelCNN(nn.Module):
 
     def _run_group(self, number: int, stacks: Stacks, pixels: Tensor, given: Tensor | None) -> Stacks:
         v, h, skips = stacks
-        for i in self.group(number):
+        for i in self._group(number):
             if str(i) in self.attention:
                 h = self.attention[str(i)](h, pixels)
             v, h, skip = self.layers[i](v, h, given)
             skips = skips + skip
         return v, h, skips
 
-    def group(self, number: int) -> range:
+    def _group(self, number: int) -> range:
         """The indices of the layers of one group; there are 2 S - 1."""
         return range(number * self.group_size, (number + 1) * self.group_size)
 
@@ -404,7 +404,7 @@ class CachedLayers:
     """
 
     def __init__(self, network: PixelCNN, number: int, width: int, blank: Tensor, given: Tensor | None):
-        group = network.group(number)
+        group = network._group(number)
         self.layers = [layer for layer in (network.layers[i] for i in group) if isinstance(layer, GatedLayer)]
         self.channels, self.reach = network.first.out_channels, self.layers[0].reach
 
@@ -427,7 +427,7 @@ class CachedLayers:
         self.attention = {
             i: CachedAttention(block, blank.shape[0])
             for i, j in enumerate(group)
-            if isinstance(block := blocks.get(str(j)), AttentionBlock)
+            if isinstance(block := blocks.get(str(j)), PixelAttention)
         }
 
     def row(self, v: Tensor, row: int) -> Tensor:
@@ -472,9 +472,9 @@ class CachedLayers:
 
 
 class CachedAttention:
-    """The keys and values of an `AttentionBlock` at the pixels so far."""
+    """The keys and values of an `PixelAttention` at the pixels so far."""
 
-    def __init__(self, block: AttentionBlock, batch_size: int):
+    def __init__(self, block: PixelAttention, batch_size: int):
         self.block = block
         pixels, width = block.positions.shape
         none = block.positions.new_empty(batch_size, block.layer.heads, 0, width // block.layer.heads)
