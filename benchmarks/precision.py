@@ -4,7 +4,7 @@
 
 Programs of `dgm.build` for 1x28x28 images of 256 levels, in batches of 32, uncompiled; the times are processor times.
 `dgm.fit` takes channels last in bf16 on a CPU, and keeps the layout of the program in float32. Bf16 is fast on
-processors with bf16 instructions: AMX (``amx_bf16``) or AVX-512 (``avx512_bf16``); ``lscpu`` lists them.
+processors with AMX, for which ``lscpu`` lists ``amx_bf16``.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -28,11 +28,8 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 
 from dgm_pyro.checks import as_shape
-from dgm_pyro.families.conditionals import Beta, Uniform, check_levels
-from dgm_pyro.families.flow import (
-    Flow,
-    start_near_zero,
-)
+from dgm_pyro.families.conditionals import Uniform, check_levels
+from dgm_pyro.families.flow import Flow, refuse_beta, start_near_zero
 from dgm_pyro.families.transforms import (
     CachedTransform,
     line_of,
@@ -91,11 +88,7 @@ class Dequantized(Program):
         guide = Uniform(flow.event_shape) if guide is None else guide
         if not isinstance(guide, Conditional):
             raise TypeError(f"guide must be a dgm_pyro.Conditional or None, got {type(guide).__name__}")
-        if isinstance(guide, Beta):
-            raise TypeError(
-                "guide must not be a Beta: its draws near an edge of the cell are one number, to which the flow may "
-                "give any density. Use dequantized.dequantizer"
-            )
+        refuse_beta(guide, "guide")
         if guide.event_shape != flow.event_shape:
             raise ValueError(
                 f"the guide's event_shape is {tuple(guide.event_shape)}, but the flow's is {tuple(flow.event_shape)}: "
@@ -268,7 +261,12 @@ def dequantizer(event_shape: int | Sequence[int], levels: int, *, hidden: Sequen
     """
     shape = as_shape(event_shape)
     network = MLP(shape, 2 * shape.numel(), hidden, levels=check_resolution(levels))
-    start_near_zero(cast(nn.Linear, network.rest[-1]))
+    return contracted(shape, network, network.rest[-1])
+
+
+def contracted(shape: torch.Size, network: nn.Module, last: nn.Module) -> Flow:
+    """The q(u | x) whose parameters ``network`` gives, ``(B, 2, *shape)`` or flat; ``last`` is its last layer."""
+    start_near_zero(last)
     return Flow(shape, [Elementwise(shape.numel(), Contraction(), network), NormalCDF()])
 
 

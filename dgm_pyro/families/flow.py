@@ -32,7 +32,7 @@ from dgm_pyro.checks import (
     check_tensor,
     check_type,
 )
-from dgm_pyro.families.conditionals import Normal, shape_read_by
+from dgm_pyro.families.conditionals import Beta, Normal, shape_read_by
 from dgm_pyro.families.transforms import (
     LINES,
     MEANINGS,
@@ -487,6 +487,16 @@ def embedding_of(reads: GivenArguments, hidden: Sequence[int]) -> tuple[MLP | No
         levels=levels,
         num_classes=num_classes,
     ), (width,)
+
+
+def refuse_beta(guide: Program | None, role: str) -> None:
+    """Raise if ``guide`` is a `Beta`: the q of a variable whose p is a flow on the unit cube."""
+    if isinstance(guide, Beta):
+        raise TypeError(
+            f"the {role} must not be a Beta where the prior is a flow: its draws near 0 or 1 are one number, to which "
+            "the flow may give any density. Use a Flow that ends in networks.NormalCDF(), or, for integers, "
+            "dequantized.dequantizer"
+        )
 
 
 @torch.no_grad()

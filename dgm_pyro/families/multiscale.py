@@ -25,17 +25,14 @@ from functools import partial
 import torch
 
 from dgm_pyro.checks import check_count
-from dgm_pyro.families.dequantized import check_resolution
+from dgm_pyro.families.dequantized import check_resolution, contracted
 from dgm_pyro.families.flow import Flow, GivenArguments, embedding_of, end_of, start_near_zero
 from dgm_pyro.networks.bijections import (
     ActNorm,
     Affine,
     Bijection,
-    Contraction,
     Coupling,
-    Elementwise,
     LULinear,
-    NormalCDF,
     Univariate,
 )
 from dgm_pyro.networks.convolutional import ConvNet, image_shape
@@ -166,8 +163,7 @@ def convolutional_dequantizer(event_shape: Sequence[int], levels: int, *, width:
     """
     shape = image_shape(event_shape, "event_shape")
     network = ConvNet(shape, shape, 2, width, blocks=blocks, levels=check_resolution(levels))
-    start_near_zero(network.last)
-    return Flow(shape, [Elementwise(shape.numel(), Contraction(), network), NormalCDF()])
+    return contracted(shape, network, network.last)
 
 
 def _glow_step(univariate: Univariate, shape: Sequence[int], i: int, masked: Masked) -> list[Bijection]:

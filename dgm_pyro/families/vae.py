@@ -25,9 +25,8 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from dgm_pyro.checks import check_name
-from dgm_pyro.families.conditionals import Beta
 from dgm_pyro.families.distributions import features_of, finite_mean, mean_of
-from dgm_pyro.families.flow import Flow
+from dgm_pyro.families.flow import Flow, refuse_beta
 from dgm_pyro.program import (
     Conditional,
     NoGuideError,
@@ -88,11 +87,8 @@ class VAE(Program):
                 f"the encoder's event_shape is {tuple(encoder.event_shape)}, but the prior's is "
                 f"{tuple(prior.event_shape)}: both must be that of z"
             )
-        if isinstance(encoder, Beta) and isinstance(prior, Flow) and prior.on_unit_cube:
-            raise TypeError(
-                "the encoder must not be a Beta where the prior is a flow: its draws near 0 or 1 are one number, on "
-                "which the flow may put any density. Use a Flow that ends in networks.NormalCDF()"
-            )
+        if isinstance(prior, Flow) and prior.on_unit_cube:
+            refuse_beta(encoder, "encoder")
         self.top_down = encoder is not None and encoder.latents(latent_name) != ()
         if encoder is not None and self.top_down:
             stated, needed = encoder.latents(latent_name), prior.latents(latent_name)

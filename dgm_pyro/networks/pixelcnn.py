@@ -472,7 +472,7 @@ class CachedLayers:
 
 
 class CachedAttention:
-    """The keys and values of an `PixelAttention` at the pixels so far."""
+    """The keys and values of a `PixelAttention` at the pixels so far."""
 
     def __init__(self, block: PixelAttention, batch_size: int):
         self.block = block
