@@ -2,16 +2,18 @@
 
     python benchmarks/image_bits.py --train train.npz --test test.npz --models glow vdvae pixelcnn
     DGM_DATA=folder python benchmarks/image_bits.py --data mnist --num-test 1000 --minutes 2
+    python benchmarks/image_bits.py --train train.npz --test test.npz --models pixelcnn --set stages=2 attention=1
 
-The files hold ``x``, ``(N, C, H, W)``, integers of 8 bits. Every family trains for ``--steps`` steps of 32 images, or
-for about ``--minutes`` minutes, at the learning rate 0.001. With ``--validation``, a share of the training images
-chooses the best weights. Times are processor time of one thread. Each model adds a line to ``bench/image_bits.jsonl``,
-and its program to ``bench/``.
+The files hold ``x``, ``(N, C, H, W)``, integers of 8 bits. Every family trains for ``--steps`` steps, or for about
+``--minutes`` minutes. ``--set`` passes parts of the models to `dgm.build`. With ``--validation``, a share of the
+training images chooses the best weights. Times are processor time of one thread. Each model adds a line to
+``bench/image_bits.jsonl``, and its program to ``bench/``.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import copy
 import io
 import json
@@ -25,6 +27,11 @@ import dgm_pyro as dgm
 
 SAMPLES = 4  # draws of a bound for each image
 TRIED = 12  # steps that a training is timed by, to end after the asked minutes
+
+
+def part(text: str) -> tuple[str, object]:
+    name, _, value = text.partition("=")
+    return name, ast.literal_eval(value)
 
 
 def images(path: str) -> dgm.Data:
@@ -55,14 +62,25 @@ def histograms(train: dgm.Data, test: dgm.Data) -> torch.Tensor:
 def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: argparse.Namespace) -> dict[str, object]:
     seed = options.seed
     torch.manual_seed(seed)
-    program = dgm.build(name, train)
+    parts = dict(options.set)
+    program = dgm.build(name, train, **parts)
 
     def fit(program: dgm.Program, steps: int, validation: float | None = None) -> float:
         start = time.process_time()
         dgm.fit(
-            program, train, gradient_steps=steps, batch_size=32, lr=1e-3, ema=0.98, seed=seed, compile=options.compile,
-            precision=options.precision, validation=validation, validate_every=max(1, steps // 5), progress=False,
-        )  # fmt: skip
+            program,
+            train,
+            gradient_steps=steps,
+            batch_size=options.batch_size,
+            lr=options.lr,
+            ema=options.ema,
+            seed=seed,
+            compile=options.compile,
+            precision=options.precision,
+            validation=validation,
+            validate_every=max(1, steps // 5),
+            progress=False,
+        )
         return time.process_time() - start
 
     if options.minutes is not None:
@@ -74,9 +92,14 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
         steps = max(1, round(60 * options.minutes / a_step))
     seconds = fit(program, steps, options.validation)
     found = dgm.evaluate(program, test, num_particles=1, num_samples=SAMPLES, batch_size=32)
-    dgm.save(program, Path("bench") / f"image_bits_{train.name}_{name}_{options.precision}_{seed}")
+    dgm.save(
+        program,
+        Path("bench")
+        / "_".join(("image_bits", train.name, name, *map(str, parts.values()), options.precision, str(seed))),
+    )
     return {
         "model": name,
+        **parts,
         "bits": found.bits_per_dim,
         "stderr": found.stderr,
         "kind": found.kind,
@@ -86,6 +109,9 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
         "precision": options.precision,
         "compile": options.compile,
         "seed": seed,
+        "lr": options.lr,
+        "batch_size": options.batch_size,
+        "ema": options.ema,
     }
 
 
@@ -103,6 +129,10 @@ def main() -> None:
         "--precision", default="float32", choices=("float32", "bf16"), help="of the networks in training"
     )
     parser.add_argument("--compile", action="store_true", help="compile the steps; --minutes leaves compilation out")
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate (default: 0.001)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images of a step (default: 32)")
+    parser.add_argument("--ema", type=float, default=0.98, help="decay of the average of the weights (default: 0.98)")
+    parser.add_argument("--set", type=part, nargs="+", default=[], metavar="PART=VALUE", help="parts of every model")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -75,6 +75,7 @@ from dgm_pyro.networks import (
     DenoisingMLP,
     DenoisingTransformer,
     DenoisingUNet,
+    NeighborPredictors,
     ObservedInput,
     PixelCNN,
     Standardize,
@@ -166,15 +167,27 @@ def _require_image(data: Data, name: str) -> None:
         raise ValueError(f"{name} needs images (C, H, W), but {data.name} has event_shape {tuple(data.event_shape)}")
 
 
-def pixelcnn(data: Data, reads: Reads, **swaps: Any) -> Program:
+def pixelcnn(data: Data, reads: Reads, *, predictors: bool | None = None, **swaps: Any) -> Program:
     _require_image(data, "pixelcnn")
+    shape, levels = data.event_shape, data.levels
     size: dict[str, Any] = {"dropout": 0.1}
-    if is_large(data.event_shape):
+    if is_large(shape):
         sizes = _sizes_of(data)
         size = {"layers": sizes.layers, "kernel_size": sizes.kernel_size, "dropout": sizes.dropout}
-    return Autoregressive(
-        conditional_for(data, lambda p: PixelCNN(data.event_shape, p, levels=data.levels, **size, **swaps, **reads))
-    )
+    network = lambda p: PixelCNN(shape, p, levels=levels, **size, **swaps, **reads)  # noqa: E731
+    check_type(predictors, bool | None, "predictors", "True, False or None")
+    if predictors is None:
+        predictors = is_large(shape) and levels is not None and levels > 2
+    if not predictors:
+        return Autoregressive(conditional_for(data, network))
+    if levels is None or levels == 2:
+        raise ValueError(
+            f"predictors predict gray levels, but {data.name} has {'reals' if levels is None else 'bits'}: leave out "
+            "predictors, or pass integers of more than two levels"
+        )
+    components = 5 + (3 if shape[0] == 1 else 6)
+    predicted = NeighborPredictors(network(3 * components), components)
+    return Autoregressive(DiscretizedLogistic(shape, levels, components, predicted))
 
 
 def transformer(data: Data, reads: Reads) -> Program:
@@ -730,7 +743,7 @@ LIKELIHOODS: Catalog = {
 COLUMN_MODELS = ("pixels", "made", "any-order", "vae")
 SWAPS = {
     "vae": ("prior", "encoder", "likelihood", "latent_size", "hidden"),
-    "pixelcnn": ("stages", "attention"),
+    "pixelcnn": ("stages", "attention", "predictors"),
     "vq-vae": ("num_codes", "grid", "decay"),
     **dict.fromkeys(("diffusion", "diffusion-continuous"), ("network", "predict")),
 }
@@ -744,7 +757,10 @@ MODELS: Catalog = {
     "pixels": (pixels, "independent features: a baseline"),
     "made": (made, "autoregressive, by a masked MLP"),
     "any-order": (any_order, "autoregressive in any order, by an MLP of x and a mask; missing values"),
-    "pixelcnn": (pixelcnn, "autoregressive, by gated masked convolutions; swaps: stages, attention (images)"),
+    "pixelcnn": (
+        pixelcnn,
+        "autoregressive, by gated masked convolutions; swaps: stages, attention, predictors (images)",
+    ),
     "transformer": (transformer, "autoregressive, by causal attention"),
     "realnvp": (realnvp_of, "flow of affine couplings, multiscale for images; dequantized for integers"),
     "glow": (_image_flow("glow", multiscale.glow), "multiscale flow with invertible 1x1 convolutions (images)"),
@@ -845,6 +861,7 @@ def build(
     labeled: Literal[True],
     stages: int | None = None,
     attention: int | None = None,
+    predictors: bool | None = None,
     num_codes: int | None = None,
     grid: Sequence[int] | None = None,
     decay: float | None = None,
@@ -864,6 +881,7 @@ def build(
     labeled: bool = False,
     stages: int | None = None,
     attention: int | None = None,
+    predictors: bool | None = None,
     num_codes: int | None = None,
     grid: Sequence[int] | None = None,
     decay: float | None = None,
@@ -888,6 +906,7 @@ def build(
     hidden: Sequence[int] | None = None,
     stages: int | None = None,
     attention: int | None = None,
+    predictors: bool | None = None,
     num_codes: int | None = None,
     grid: Sequence[int] | None = None,
     decay: float | None = None,
@@ -899,9 +918,9 @@ def build(
 ) -> Program:
     """Build a program by name, sized for ``data``.
 
-    The parts from prior to hidden are for "vae"; stages and attention for "pixelcnn"; num_codes, grid and decay for
-    "vq-vae"; network and predict for diffusions. None keeps the model's default. Images of at least 16 pixels a side
-    get convolutions, with the sizes of `networks.sizes.image_sizes`.
+    The parts from prior to hidden are for "vae"; stages, attention and predictors for "pixelcnn"; num_codes, grid and
+    decay for "vq-vae"; network and predict for diffusions. None keeps the model's default. Images of at least 16 pixels
+    a side get convolutions, with the sizes of `networks.sizes.image_sizes`.
 
     For reals, the program is a `Standardized` with the shift and scale of each feature (of each channel of an image),
     so evidence and samples are in the units of x. See `units_of`. For data with a ``given``, the program is
@@ -920,6 +939,8 @@ def build(
             even.
         attention: for "pixelcnn", number of attention blocks, none by default; fewer than the layers of
             `networks.sizes.image_sizes`, or than 8 for images of less than 16 pixels a side.
+        predictors: for "pixelcnn", whether components of the mixture start from neighbors, as in
+            `networks.NeighborPredictors`: by default for images of at least 16 pixels a side and more than two levels.
         num_codes: for "vq-vae", number of code vectors, 256 by default.
         grid: for "vq-vae", height and width of the grid of codes: the image's, halved at least once. By default halved
             twice, and further until at most 16 a side.
@@ -963,6 +984,7 @@ def build(
         "hidden": hidden,
         "stages": stages,
         "attention": attention,
+        "predictors": predictors,
         "num_codes": num_codes,
         "grid": grid,
         "decay": decay,

@@ -32,6 +32,7 @@ from dgm_pyro.networks import (
     DenoisingMLP,
     DenoisingTransformer,
     DenoisingUNet,
+    NeighborPredictors,
     ObservedInput,
     PixelCNN,
 )
@@ -348,6 +349,13 @@ def pixelcnn(levels: int, **context: Any) -> dgm.Autoregressive:
     return dgm.Autoregressive(dgm.Categorical((1, 2, 2), levels, network))
 
 
+def predicted(channels: int, **context: Any) -> dgm.Autoregressive:
+    """A PixelCNN of 2x2 images of 17 levels, with predictions from neighbors."""
+    shape, components = (channels, 2, 2), 4 if channels == 1 else 7
+    network = PixelCNN(shape, 3 * components, width=4, layers=2, levels=17, **context)
+    return dgm.Autoregressive(dgm.DiscretizedLogistic(shape, 17, components, NeighborPredictors(network, components)))
+
+
 def transformer(
     family: Callable[..., dgm.IndependentConditional], shape: int | tuple[int, ...], **options: Any
 ) -> dgm.Autoregressive:
@@ -537,6 +545,8 @@ CASES: dict[str, Case] = {
     "made-given-label": Case(lambda: made(dgm.Categorical, 2, levels=3, num_classes=3)),
     "made-given-vector": Case(lambda: made(dgm.MixtureOfNormals, 2, components=2, given_shape=(3,))),
     "pixelcnn": Case(lambda: pixelcnn(2)),
+    "pixelcnn-predictors": Case(lambda: predicted(1)),
+    "pixelcnn-predictors-color-given": Case(lambda: predicted(3, given_shape=(2,))),
     "pixelcnn-given-label": Case(lambda: pixelcnn(3, num_classes=4)),
     "transformer": Case(lambda: transformer(dgm.Bernoulli, 4, order=(2, 0, 3, 1))),
     "transformer-mixture": Case(lambda: transformer(dgm.MixtureOfNormals, 2, components=2, given_shape=(3,))),
@@ -771,6 +781,7 @@ EVERY_PART = {
     *("pixelvae", "diffusion-noise", "diffusion-x0", "diffusion-levels", "diffusion-unet", "diffusion-dit"),
     *("continuous-diffusion-integers", "continuous-diffusion-levels", "standardized-continuous-diffusion"),
     *("standardized-given-alone", "labeled-made", "discriminative", "any-order", "any-order-in-one"),
+    "pixelcnn-predictors-color-given",
 }
 
 

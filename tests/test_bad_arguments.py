@@ -483,8 +483,8 @@ CALLS = {
     # running
     "build": Call(
         dict(model="vae", data=data, prior="flow", latent_size=2, hidden=(4,)),
-        {"stages": COUNT, "attention": COUNT, "num_codes": COUNT, "grid": SHAPE, "decay": [0, 1, *NUMBER],
-         "network": [3, "no"],
+        {"stages": COUNT, "attention": COUNT, "predictors": [1, "x"], "num_codes": COUNT, "grid": SHAPE,
+         "decay": [0, 1, *NUMBER], "network": [3, "no"],
          "model": NAME, "data": [None, "x", X], "prior": [3, "no"], "encoder": [3, "no"], "likelihood": [3, "no"],
          "latent_size": [0, 1.5, "x"], "standardize": [1, None, "x"], "columns": ["x", 3],
          "max_parameters": [0, 1.5, "x"]},
@@ -849,6 +849,9 @@ CALLS = {
     ),
     "networks.ObservedInput": Call(
         dict(in_shape=2, network=lambda: nn.Linear(4, 2), levels=3, reader=None), {"reader": MODULE[1:]}
+    ),
+    "networks.NeighborPredictors": Call(
+        dict(network=lambda: networks.PixelCNN((1, 4, 4), 15, width=4, layers=1, levels=9), components=5)
     ),
     "networks.InputEmbedding": Call(dict(shape=(2,), num_classes=None, out_features=2), {"shape": SHAPE}),
     "networks.Affine": Call(dict(bound=5.0)),

@@ -295,7 +295,8 @@ def test_images_have_a_grid_of_codes():
 
 def test_a_pixelcnn_has_as_many_stages_and_attention_blocks_as_asked():
     plain, asked = (build("pixelcnn", large(), **option) for option in ({}, {"stages": 2, "attention": 3}))
-    found = [(network.stages, len(network.attention)) for network in (plain.factors.network, asked.factors.network)]
+    networks = [program.factors.network.network for program in (plain, asked)]
+    found = [(network.stages, len(network.attention)) for network in networks]
     assert found == [(1, 0), (2, 3)]
     assert math.isfinite(dgm.fit(asked, large(), gradient_steps=1, progress=False, validation=None).losses[-1])
 
@@ -308,6 +309,8 @@ def test_a_pixelcnn_has_as_many_stages_and_attention_blocks_as_asked():
         ("pixelcnn", large(size=20), {"stages": 4}, "with stages=4, the sides of the image must be multiples of 8"),
         ("pixelcnn", large(), {"attention": -1}, "attention must be an int of at least 0"),
         ("pixelcnn", large(), {"attention": 8}, "attention must be less than layers, 8, got 8"),
+        ("pixelcnn", large(levels=2), {"predictors": True}, "predict gray levels, but .* has bits: leave out"),
+        ("pixelcnn", dgm.Data(torch.rand(8, 1, 16, 16)), {"predictors": True}, "but .* has reals: leave out"),
         ("vae", large(), {"num_codes": 4}, "'vae' takes no num_codes: it is a part of 'vq-vae'$"),
         ("made", large(), {"grid": (4, 4)}, "'made' takes no grid"),
         ("vq-vae", large(), {"prior": "codes"}, "'vq-vae' takes no prior: it is a part of 'vae'$"),

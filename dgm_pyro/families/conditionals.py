@@ -532,7 +532,8 @@ class DiscretizedLogistic(IndependentConditional):
     """Independent integers 0 .. levels - 1, each a mixture of discretized logistics with closed edge bins.
 
     P = 3 * components: logits, locations (on the scale where the levels span [-1, 1]), raw scales. Standard: components
-    spread evenly over [-1, 1]; the network's output is added to these.
+    spread evenly over [-1, 1]; the network's output is added to these. Components with a prediction, the first ones of
+    `networks.NeighborPredictors`, start there with a scale of two levels, and the others are spread.
     Source: Salimans et al. 2017 (PixelCNN++), section 2.1.
 
     Args:
@@ -568,10 +569,13 @@ class DiscretizedLogistic(IndependentConditional):
             self.register_buffer("start", self.initial(), persistent=False)
 
     def initial(self) -> Tensor:
-        components = self.num_parameters // 3
+        components, predicted = self.num_parameters // 3, getattr(self.network, "num_predictors", 0)
         raw = torch.zeros(3, components, *self.event_shape)
-        spread = torch.linspace(-1, 1, components) if components > 1 else torch.zeros(1)
-        raw[1] = spread.reshape(-1, *(1,) * len(self.event_shape))
+        free = components - predicted
+        spread = torch.linspace(-1, 1, free) if free > 1 else torch.zeros(free)
+        raw[1, predicted:] = spread.reshape(-1, *(1,) * len(self.event_shape))
+        if predicted and self.levels is not None:
+            raw[2, :predicted] = inverse_softplus(4 / (self.levels - 1))
         return raw.flatten(0, 1)
 
     def univariate(self, raw: Tensor) -> distributions.Mixture:

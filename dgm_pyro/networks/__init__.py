@@ -28,6 +28,7 @@ from dgm_pyro.networks.multiscale import LogisticMixture, Partial, PerPixel, Squ
 from dgm_pyro.networks.observed import ObservedInput
 from dgm_pyro.networks.pixelcnn import PixelCNN
 from dgm_pyro.networks.planar import Planar, Sylvester
+from dgm_pyro.networks.predictors import NeighborPredictors
 from dgm_pyro.networks.standardize import Standardize
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "LULinear",
     "LogisticMixture",
     "MaskedAutoregressive",
+    "NeighborPredictors",
     "NormalCDF",
     "ObservedInput",
     "Partial",

@@ -19,7 +19,7 @@ from dgm_pyro import flow
 from dgm_pyro.families import autoregressive
 from dgm_pyro.infer import Features
 from dgm_pyro.infer.smc import propagate
-from dgm_pyro.networks import MADE, CausalTransformer, PixelCNN, bijections
+from dgm_pyro.networks import MADE, CausalTransformer, NeighborPredictors, PixelCNN, bijections
 from dgm_pyro.networks.caches import Growing, cache_maker
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -84,6 +84,18 @@ PROGRAMS |= {
     "pixelcnn-stages": ar(bits((1, 4, 6)), lambda: PixelCNN((1, 4, 6), 1, 4, 2, 5, stages=2, num_classes=3)),
     "pixelcnn-color-stages": ar(
         reals((3, 4, 8)), lambda: PixelCNN((3, 4, 8), 6, 4, 2, stages=3, attention=1, heads=2, given_shape=(2,))
+    ),
+    "predictors": ar(
+        lambda n: dgm.DiscretizedLogistic((1, 3, 4), 256, 5, n),
+        lambda: NeighborPredictors(PixelCNN((1, 3, 4), 15, 4, 2, levels=256, num_classes=3), 5),
+    ),
+    "predictors-color": ar(
+        lambda n: dgm.DiscretizedLogistic((3, 3, 2), 17, 8, n),
+        lambda: NeighborPredictors(PixelCNN((3, 3, 2), 24, 4, 2, levels=17, given_shape=(3,)), 8),
+    ),
+    "predictors-transformer": ar(
+        lambda n: dgm.DiscretizedLogistic((3, 2, 2), 17, 6, n),
+        lambda: NeighborPredictors(CausalTransformer((3, 2, 2), 18, 8, 1, 2, levels=17), 6),
     ),
     "transformer-one-feature": ar(reals(1), lambda: CausalTransformer(1, 6, 8, 2, 2)),
     "transformer-one-head": ar(
