@@ -32,6 +32,7 @@ from dgm_pyro.networks import (
     DenoisingMLP,
     DenoisingTransformer,
     DenoisingUNet,
+    FeaturesOfGiven,
     NeighborPredictors,
     ObservedInput,
     PixelCNN,
@@ -349,6 +350,12 @@ def pixelcnn(levels: int, **context: Any) -> dgm.Autoregressive:
     return dgm.Autoregressive(dgm.Categorical((1, 2, 2), levels, network))
 
 
+def of_maps() -> dgm.Autoregressive:
+    """A PixelCNN of 2x2 images given z, which reads feature maps of z at each pixel."""
+    network = PixelCNN((1, 2, 2), 3, width=4, layers=2, levels=3, given_shape=(2, 2, 2))
+    return dgm.Autoregressive(dgm.Categorical((1, 2, 2), 3, FeaturesOfGiven(network, _mlp((2,), 8))))
+
+
 def predicted(channels: int, **context: Any) -> dgm.Autoregressive:
     """A PixelCNN of 2x2 images of 17 levels, with predictions from neighbors."""
     shape, components = (channels, 2, 2), 4 if channels == 1 else 7
@@ -634,6 +641,7 @@ CASES: dict[str, Case] = {
     "pixelvae": Case(
         lambda: dgm.VAE(dgm.Normal(2), pixelcnn(3, given_shape=(2,)), dgm.Normal(2, _mlp((1, 2, 2), 4, levels=3)))
     ),
+    "pixelvae-maps": Case(lambda: dgm.VAE(dgm.Normal(2), of_maps(), dgm.Normal(2, _mlp((1, 2, 2), 4, levels=3)))),
     "vae-dequantized-likelihood": Case(
         lambda: dgm.VAE(
             dgm.Normal(2),
@@ -781,7 +789,7 @@ EVERY_PART = {
     *("pixelvae", "diffusion-noise", "diffusion-x0", "diffusion-levels", "diffusion-unet", "diffusion-dit"),
     *("continuous-diffusion-integers", "continuous-diffusion-levels", "standardized-continuous-diffusion"),
     *("standardized-given-alone", "labeled-made", "discriminative", "any-order", "any-order-in-one"),
-    "pixelcnn-predictors-color-given",
+    *("pixelcnn-predictors-color-given", "pixelvae-maps"),
 }
 
 

@@ -850,6 +850,11 @@ CALLS = {
     "networks.ObservedInput": Call(
         dict(in_shape=2, network=lambda: nn.Linear(4, 2), levels=3, reader=None), {"reader": MODULE[1:]}
     ),
+    "networks.FeaturesOfGiven": Call(
+        dict(network=lambda: networks.PixelCNN((1, 4, 4), 1, width=4, layers=1, given_shape=(2, 4, 4)),
+             features=lambda: networks.ConvDecoder((3,), (2, 4, 4), channels=(4,))),
+        {"network": MODULE, "features": MODULE},
+    ),
     "networks.NeighborPredictors": Call(
         dict(network=lambda: networks.PixelCNN((1, 4, 4), 15, width=4, layers=1, levels=9), components=5)
     ),

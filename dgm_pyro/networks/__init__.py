@@ -21,6 +21,7 @@ from dgm_pyro.networks.codebook import Codebook
 from dgm_pyro.networks.columns import ColumnMADE, ColumnReader
 from dgm_pyro.networks.convolutional import ConvDecoder, ConvEncoder, ConvNet
 from dgm_pyro.networks.denoisers import DenoisingMLP, DenoisingTransformer, DenoisingUNet
+from dgm_pyro.networks.given import FeaturesOfGiven
 from dgm_pyro.networks.hierarchy import BottomUp, TopDownStep
 from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP, InputEmbedding
@@ -51,6 +52,7 @@ __all__ = [
     "DenoisingTransformer",
     "DenoisingUNet",
     "Elementwise",
+    "FeaturesOfGiven",
     "InputEmbedding",
     "Inverse",
     "LULinear",

@@ -10,6 +10,9 @@ Every layer is gated and reads h, what is given, through biases (van den Oord et
 .. math::
     y = \tanh(W_1 * x + V_1 h) \odot \sigma(W_2 * x + V_2 h)
 
+If h is an image of the same height and width, each pixel has its own biases: :math:`V h` is then a convolution with
+kernel 1 (eq. 5).
+
 The channels of a pixel are ordered too. The stacks read whole pixels. The parameters of a channel depend on the skip
 connections of its pixel, and on the channels before it in that pixel.
 
@@ -52,10 +55,23 @@ Stacks = tuple[Tensor, Tensor, Tensor]
 """The vertical stack, the horizontal one and the skips, ``(B, C, H, W)`` each."""
 
 
+class MapEmbedding(nn.Module):
+    """Images ``(B, C, H, W)`` to biases at each pixel, ``(B, out_features, H, W)``, or at a lower resolution."""
+
+    def __init__(self, channels: int, out_features: int, stage: int):
+        super().__init__()
+        self.embed = nn.Conv2d(channels, out_features, 2**stage, 2**stage)
+
+    def forward(self, given: Tensor) -> Tensor:
+        if not given.is_floating_point():
+            raise TypeError(f"given must hold reals, got {given.dtype}: pass given.float()")
+        return self.embed(given.to(self.embed.weight.dtype))
+
+
 class GatedLayer(nn.Module):
     """One layer of both stacks: (vertical, horizontal, given) to (vertical, horizontal, skip)."""
 
-    def __init__(self, width: int, kernel_size: int, embedding: InputEmbedding | None, dropout: float):
+    def __init__(self, width: int, kernel_size: int, embedding: nn.Module | None, dropout: float):
         super().__init__()
         self.reach = kernel_size // 2
         self.embedding = embedding
@@ -69,7 +85,7 @@ class GatedLayer(nn.Module):
         a = self.vertical(F.pad(self.dropout(v), (self.reach, self.reach, self.reach, 0)))
         b = self.horizontal(F.pad(self.dropout(h), (self.reach, 0, 0, 0))) + self.across(a)
         if self.embedding is not None and given is not None:
-            bias_a, bias_b = self.embedding(given)[..., None, None].chunk(2, 1)
+            bias_a, bias_b = biases(self.embedding, given).chunk(2, 1)
             a, b = a + bias_a, b + bias_b
         residual, skip = self.out(gate(b)).chunk(2, 1)
         return gate(a), h + residual, skip
@@ -157,7 +173,8 @@ class PixelCNN(nn.Module):
         attention: number of attention blocks, spread evenly over the last group, at the full resolution; fewer than L.
             The time of each grows with the square of the number of pixels.
         heads: number of attention heads per block, of which ``width`` is a multiple; ignored without attention.
-        given_shape: shape of one ``given``, for ``network(x, given)``.
+        given_shape: shape of one ``given``, for ``network(x, given)``. Images ``(D, H, W)`` with the H and W of x are
+            read pixel by pixel; anything else is read as a vector.
         num_classes: number of class labels, where ``given`` is a label.
         levels: x takes the integers 0 .. levels - 1, and is scaled to [-1, 1].
         dropout: share of the features that are dropped in training.
@@ -219,13 +236,9 @@ class PixelCNN(nn.Module):
 
         self.first = nn.Conv2d(depth, width, 1)
         self.layers = nn.ModuleList(
-            GatedLayer(
-                width,
-                kernel_size,
-                None if self.given_shape is None else InputEmbedding(self.given_shape, num_classes, 4 * width),
-                dropout,
-            )
-            for _ in range((2 * stages - 1) * layers)
+            GatedLayer(width, kernel_size, self._embedding(4 * width, min(group, 2 * (stages - 1) - group)), dropout)
+            for group in range(2 * stages - 1)
+            for _ in range(layers)
         )
         self.down = nn.ModuleList(Down(width) for _ in range(stages - 1))
         self.up = nn.ModuleList(Up(width) for _ in range(stages - 1))
@@ -243,6 +256,14 @@ class PixelCNN(nn.Module):
             nn.Conv2d(2 * width * depth, num_parameters * depth, 1, groups=depth),
         )
         self.within = None if depth == 1 else ChannelsBefore(depth, 2 * width)
+
+    def _embedding(self, out_features: int, stage: int) -> nn.Module | None:
+        """Of ``given``, for a layer at this resolution."""
+        if self.given_shape is None:
+            return None
+        if len(self.given_shape) == 3 and self.given_shape[1:] == self.in_shape[1:]:
+            return MapEmbedding(self.given_shape[0], out_features, stage)
+        return InputEmbedding(self.given_shape, self.num_classes, out_features)
 
     def forward(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         x = to_unit(x, self.levels).to(self.first.weight.dtype)
@@ -419,7 +440,9 @@ class CachedLayers:
         self.of_h, self.residuals = of_h.unbind(), residuals.contiguous().unbind()
         self.skips, self.skip_bias = skips.flatten(0, 1), skip_bias.sum(0)
 
-        self.embeddings = [] if given is None else [layer.embedding(given) for layer in self.layers if layer.embedding]
+        self.embeddings = (
+            [] if given is None else [biases(layer.embedding, given) for layer in self.layers if layer.embedding]
+        )
         self.above = [blank[:, :, None, None].expand(-1, -1, self.reach, width)] * len(self.layers)
         self.from_above = blank.new_zeros(width, len(self.layers), blank.shape[0], 2 * self.channels)
         self.left = blank.new_zeros(len(self.layers), blank.shape[0], self.reach * self.channels)
@@ -439,7 +462,8 @@ class CachedLayers:
             a = layer.vertical(F.pad(window, (self.reach, self.reach)))
             b = layer.across(a)
             if self.embeddings:
-                bias_a, bias_b = self.embeddings[i][..., None, None].chunk(2, 1)
+                bias = self.embeddings[i]
+                bias_a, bias_b = bias[:, :, row % bias.shape[2], None].chunk(2, 1)
                 a, b = a + bias_a, b + bias_b
             v = gate(a)
             reads.append(b.squeeze(2).permute(2, 0, 1))
@@ -488,6 +512,12 @@ class CachedAttention:
     def take(self, rows: Tensor) -> None:
         self.keys.take(rows)
         self.values.take(rows)
+
+
+def biases(embedding: nn.Module, given: Tensor) -> Tensor:
+    """The embedding of ``given``, ``(B, C, H, W)``; of a vector or a label, ``(B, C, 1, 1)``."""
+    embedded: Tensor = embedding(given)
+    return embedded if embedded.dim() == 4 else embedded[..., None, None]
 
 
 def as_matrix(layer: nn.Conv2d) -> tuple[Tensor, Tensor]:

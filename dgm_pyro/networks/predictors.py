@@ -86,7 +86,7 @@ class NeighborPredictors(nn.Module):
         self.register_buffer("gain", gain.flatten(), persistent=False)
 
     def forward(self, x: Tensor, *given: Tensor) -> Tensor:
-        raw = self.network(x, *given).reshape(len(x), -1, *self.in_shape)
+        raw = self.network(x, *given).reshape(x.shape[0], -1, *self.in_shape)
         x = to_unit(x, self.levels, self.gain.dtype)
         left, above, corner = F.pad(x, (1, -1)), F.pad(x, (0, 0, 1, -1)), F.pad(x, (1, -1, 1, -1))
         return self._around(from_neighbors(left, above, corner, x), raw)

@@ -19,7 +19,15 @@ from dgm_pyro import flow
 from dgm_pyro.families import autoregressive
 from dgm_pyro.infer import Features
 from dgm_pyro.infer.smc import propagate
-from dgm_pyro.networks import MADE, CausalTransformer, NeighborPredictors, PixelCNN, bijections
+from dgm_pyro.networks import (
+    MADE,
+    MLP,
+    CausalTransformer,
+    FeaturesOfGiven,
+    NeighborPredictors,
+    PixelCNN,
+    bijections,
+)
 from dgm_pyro.networks.caches import Growing, cache_maker
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -84,6 +92,24 @@ PROGRAMS |= {
     "pixelcnn-stages": ar(bits((1, 4, 6)), lambda: PixelCNN((1, 4, 6), 1, 4, 2, 5, stages=2, num_classes=3)),
     "pixelcnn-color-stages": ar(
         reals((3, 4, 8)), lambda: PixelCNN((3, 4, 8), 6, 4, 2, stages=3, attention=1, heads=2, given_shape=(2,))
+    ),
+    "pixelcnn-maps": ar(bits((1, 3, 4)), lambda: PixelCNN((1, 3, 4), 1, 4, 2, given_shape=(2, 3, 4))),
+    "pixelcnn-maps-stages": ar(
+        reals((3, 4, 8)), lambda: PixelCNN((3, 4, 8), 6, 4, 1, stages=3, attention=0, given_shape=(2, 4, 8))
+    ),
+    "pixelcnn-maps-one-row": ar(bits((1, 1, 6)), lambda: PixelCNN((1, 1, 6), 1, 4, 2, given_shape=(2, 1, 6))),
+    "features-of-given": ar(
+        bits((1, 3, 4)),
+        lambda: FeaturesOfGiven(PixelCNN((1, 3, 4), 1, 4, 2, given_shape=(2, 3, 4)), MLP((5,), 24, (8,))),
+    ),
+    "features-of-label-predictors": ar(
+        lambda n: dgm.DiscretizedLogistic((1, 2, 4), 17, 4, n),
+        lambda: NeighborPredictors(
+            FeaturesOfGiven(
+                PixelCNN((1, 2, 4), 12, 4, 2, stages=2, levels=17, given_shape=(2, 2, 4)), MLP((), 16, num_classes=3)
+            ),
+            4,
+        ),
     ),
     "predictors": ar(
         lambda n: dgm.DiscretizedLogistic((1, 3, 4), 256, 5, n),

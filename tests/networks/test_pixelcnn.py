@@ -136,6 +136,28 @@ def test_the_context_reaches_every_pixel_and_opens_no_other_way(option):
     assert torch.equal(dependencies(network, c[:1]), other_row * 4 + other_column < row * 4 + column)
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_constant_map_is_read_as_its_vector(stages):
+    maps, vector = (PixelCNN((1, 4, 6), 2, 6, 3, stages=stages, given_shape=shape) for shape in ((3, 4, 6), (3,)))
+    state = vector.state_dict()
+    for name, value in vector.named_parameters():
+        if ".embedding." in name:
+            kernel = maps.get_parameter(name.replace("embed.1", "embed")).shape[2:] if "weight" in name else None
+            part = value if kernel is None else value[..., None, None].expand(*value.shape, *kernel) / kernel.numel()
+            state[name.replace("embed.1", "embed")] = part
+            del state[name]
+    maps.load_state_dict(state)
+    x, c = torch.randn(2, 1, 4, 6), torch.randn(2, 3)
+    torch.testing.assert_close(maps(x, c[..., None, None].expand(-1, -1, 4, 6)), vector(x, c))
+
+
+def test_a_pixel_reads_the_map_at_its_place():
+    network = PixelCNN((1, 3, 3), 1, width=8, layers=1, given_shape=(1, 3, 3))
+    x, c = torch.randn(1, 1, 3, 3), torch.randn(1, 1, 3, 3)
+    moved = jacobian(lambda c: network(x, c), c).reshape(9, 9)
+    assert torch.equal(moved != 0, torch.eye(9, dtype=torch.bool))
+
+
 def test_rows_of_a_batch_do_not_mix():
     network = PixelCNN((1, 2, 4), 4, width=6, layers=2, stages=2, attention=1, heads=2, num_classes=3)
     x, y = torch.randn(6, 1, 2, 4), torch.arange(6) % 3
