@@ -75,6 +75,7 @@ from dgm_pyro.networks import (
     DenoisingMLP,
     DenoisingTransformer,
     DenoisingUNet,
+    FeaturesOfGiven,
     NeighborPredictors,
     ObservedInput,
     PixelCNN,
@@ -175,6 +176,16 @@ def pixelcnn(data: Data, reads: Reads, *, predictors: bool | None = None, **swap
         sizes = _sizes_of(data)
         size = {"layers": sizes.layers, "kernel_size": sizes.kernel_size, "dropout": sizes.dropout}
     network = lambda p: PixelCNN(shape, p, levels=levels, **size, **swaps, **reads)  # noqa: E731
+    return _pixel_by_pixel(data, network, predictors)
+
+
+def _pixel_by_pixel(data: Data, network: Callable[[int], nn.Module], predictors: bool | None = None) -> Program:
+    """The autoregressive program of images for a function from the number of parameters per feature to a network.
+
+    Args:
+        predictors: whether the mixture has predictions; by default for large images of more than two levels.
+    """
+    shape, levels = data.event_shape, data.levels
     check_type(predictors, bool | None, "predictors", "True, False or None")
     if predictors is None:
         predictors = is_large(shape) and levels is not None and levels > 2
@@ -399,13 +410,18 @@ class Parts:
 
     def of_z(self, per_feature: int) -> nn.Module:
         """A network for the likelihood; it reads no label if z is a class."""
-        reads = self.reads | ({"num_classes": self.clusters} if self.clusters else {})
+        reads = self.reads | self.classes
         if self.convolutions:
             return ConvDecoder(self.shape, self.data.event_shape, per_feature, **self.convolutions, **reads)
         return MLP(self.shape, per_feature * self.data.event_shape.numel(), self.widths, **reads)
 
+    @property
+    def classes(self) -> dict[str, Any]:
+        """The option of a network whose input is a z of one class."""
+        return {"num_classes": self.clusters} if self.clusters else {}
+
     def z_as_given(self) -> dict[str, Any]:
-        return {"num_classes": self.clusters} if self.clusters else {"given_shape": self.shape}
+        return self.classes or {"given_shape": self.shape}
 
     def x_as_given(self) -> dict[str, Any]:
         if "given_shape" in self.reads or self.reading is not None:
@@ -627,8 +643,16 @@ def _given_z(data: Data, network: Callable[[int], nn.Module]) -> Program:
 def _pixelcnn(parts: Parts) -> Program:
     data = parts.data
     _require_image(data, "pixelcnn")
-    network = lambda p: PixelCNN(data.event_shape, p, levels=data.levels, **parts.z_as_given())  # noqa: E731
-    return Autoregressive(conditional_for(data, network))
+    shape = data.event_shape
+
+    def network(per_feature: int) -> nn.Module:
+        if not parts.convolutions:
+            return PixelCNN(shape, per_feature, levels=data.levels, **parts.z_as_given())
+        maps = (16, *shape[1:])
+        features = ConvDecoder(parts.shape, maps, **parts.convolutions, **parts.classes)
+        return FeaturesOfGiven(PixelCNN(shape, per_feature, levels=data.levels, given_shape=maps), features)
+
+    return _pixel_by_pixel(data, network)
 
 
 PRIORS: Catalog = {

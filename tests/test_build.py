@@ -259,6 +259,8 @@ def large(levels=4, channels=1, size=16, classes=None):
         ("vae", {}),
         ("vae", {"prior": "categorical"}),
         ("vae", {"labeled": True}),
+        ("vae", {"likelihood": "pixelcnn"}),
+        ("vae", {"prior": "categorical", "likelihood": "pixelcnn"}),
         ("vq-vae", {}),
         ("diffusion", {}),
         ("diffusion-continuous", {"labeled": True}),
