@@ -7,7 +7,8 @@
 A recipe is stored as a run that ``dgm sample``, ``dgm evaluate`` and ``dgm gaps`` open. It trains on 50,000 images and
 keeps the weights that validate best on 10,000 others; or, where its options were chosen so before, on all 60,000 to the
 end. One thread, so that the processor time is what a training took, without the processes of the compiler.
-`small-pixelcnn` is for a CPU with AMX, `pixelcnn` and `vdvae` are for a GPU; ``--epochs`` shortens a training.
+`small-pixelcnn` and `pixelvae` are for a CPU with AMX, `pixelcnn` and `vdvae` are for a GPU; ``--epochs`` shortens a
+training.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 import dgm_pyro as dgm
 from dgm_pyro import flow
 from dgm_pyro.experiments import runs
-from dgm_pyro.networks import MLP, ConvDecoder, ConvEncoder, PixelCNN
+from dgm_pyro.networks import MLP, ConvDecoder, ConvEncoder, FeaturesOfGiven, PixelCNN
 
 DATA = "binarized-mnist"
 SHAPE = (1, 28, 28)
@@ -98,6 +99,17 @@ def small_pixelcnn() -> dgm.Program:
     return dgm.Autoregressive(dgm.Bernoulli(SHAPE, PixelCNN(SHAPE, 1, 64, 6, 5, levels=2)))
 
 
+def pixelvae() -> dgm.Program:
+    """A pixel depends on maps of z, and on the pixels before it within three layers."""
+    maps = (16, *SHAPE[1:])
+    pixels = PixelCNN(SHAPE, 1, 32, 3, 5, given_shape=maps, levels=2)
+    return dgm.VAE(
+        realnvp(),
+        dgm.Autoregressive(dgm.Bernoulli(SHAPE, FeaturesOfGiven(pixels, ConvDecoder((LATENT,), maps)))),
+        dgm.Normal(LATENT, ConvEncoder(SHAPE, 2 * LATENT, levels=2)),
+    )
+
+
 def vdvae() -> dgm.Program:
     """The hierarchy that `dgm.build` makes for images of this shape."""
     return dgm.build("vdvae", dgm.Data(torch.zeros(50_000, *SHAPE, dtype=torch.uint8), levels=2))
@@ -114,6 +126,7 @@ RECIPES = {
         6,
         {"batch_size": 50, "compile": True, "precision": "bf16", "lr": 2e-3, "validate_every": 2000},
     ),
+    "pixelvae": Recipe(pixelvae, "annealed", 18, {"compile": True, "precision": "bf16", "lr": 2e-3}),
     "pixelcnn": Recipe(pixelcnn, "elbo", 150, ON_GPU | {"lr": 2e-3}),
     "vdvae": Recipe(vdvae, "elbo", 100, ON_GPU),
 }
