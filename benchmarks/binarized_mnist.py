@@ -26,7 +26,7 @@ import torch
 import dgm_pyro as dgm
 from dgm_pyro import flow
 from dgm_pyro.experiments import runs
-from dgm_pyro.networks import MLP, ConvDecoder, ConvEncoder, FeaturesOfGiven, PixelCNN
+from dgm_pyro.networks import MLP, ConvDecoder, ConvEncoder, EmbeddedGiven, PixelCNN
 
 DATA = "binarized-mnist"
 SHAPE = (1, 28, 28)
@@ -100,12 +100,12 @@ def small_pixelcnn() -> dgm.Program:
 
 
 def pixelvae() -> dgm.Program:
-    """A pixel depends on maps of z, and on the pixels before it within three layers."""
+    """A pixel depends on 16 maps of z, and on the pixels before it at a distance of up to 7."""
     maps = (16, *SHAPE[1:])
     pixels = PixelCNN(SHAPE, 1, 32, 3, 5, given_shape=maps, levels=2)
     return dgm.VAE(
         realnvp(),
-        dgm.Autoregressive(dgm.Bernoulli(SHAPE, FeaturesOfGiven(pixels, ConvDecoder((LATENT,), maps)))),
+        dgm.Autoregressive(dgm.Bernoulli(SHAPE, EmbeddedGiven(pixels, ConvDecoder((LATENT,), maps)))),
         dgm.Normal(LATENT, ConvEncoder(SHAPE, 2 * LATENT, levels=2)),
     )
 

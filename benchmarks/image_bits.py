@@ -13,7 +13,6 @@ training images chooses the best weights. Times are processor time of one thread
 from __future__ import annotations
 
 import argparse
-import ast
 import copy
 import io
 import json
@@ -24,6 +23,7 @@ import numpy as np
 import torch
 
 import dgm_pyro as dgm
+from dgm_pyro.training.options import value_of
 
 SAMPLES = 4  # draws of a bound for each image
 TRIED = 12  # steps that a training is timed by, to end after the asked minutes
@@ -31,7 +31,7 @@ TRIED = 12  # steps that a training is timed by, to end after the asked minutes
 
 def part(text: str) -> tuple[str, object]:
     name, _, value = text.partition("=")
-    return name, ast.literal_eval(value)
+    return name, value_of(value)
 
 
 def images(path: str) -> dgm.Data:

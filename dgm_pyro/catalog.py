@@ -36,6 +36,7 @@ from dgm_pyro.families.conditionals import (
     NegativeBinomial,
     Normal,
     Poisson,
+    PredictedLogistic,
     StudentT,
     ZeroInflated,
 )
@@ -75,13 +76,13 @@ from dgm_pyro.networks import (
     DenoisingMLP,
     DenoisingTransformer,
     DenoisingUNet,
-    FeaturesOfGiven,
-    NeighborPredictors,
+    EmbeddedGiven,
     ObservedInput,
     PixelCNN,
     Standardize,
 )
 from dgm_pyro.networks.mlp import to_unit
+from dgm_pyro.networks.predictors import num_predictors
 from dgm_pyro.networks.sizes import ImageSizes, image_sizes, is_large
 from dgm_pyro.program import Program, check_program, example_given, is_pair, unwrapped
 from dgm_pyro.sources import WITH_WORDS
@@ -94,6 +95,12 @@ NUMBERS_FOR_UNITS, REACH, HEAVY = 4_000_000, 4.0, 3.0
 # A feature is too coarse for a density if neighboring numbers of its dtype are this far apart, in units of its scale.
 COARSE = 0.01
 LATENT_SIZE, HIDDEN = 16, (256, 256)
+COMPONENTS = 5
+"""Components of a mixture of discretized logistics without predictions from neighbors."""
+PREDICTORS_FROM = 17
+"""Number of levels from which a PixelCNN of large images has predictions from neighbors."""
+MAPS = 16
+"""Channels of the images that a PixelCNN reads in place of what is given."""
 MAX_PARAMETERS = 50_000_000
 CODE_VALUES = 8
 # Number and size of the vectors of a codebook, and the largest side of its grid.
@@ -124,7 +131,7 @@ def conditional_for(data: Data, network: Callable[[int], nn.Module | None], **op
         return MixtureOfNormals(shape, 10, network(30), **options)
     if levels == 2:
         return Bernoulli(shape, network(1), **options)
-    return DiscretizedLogistic(shape, levels, 5, network(15), **options)
+    return DiscretizedLogistic(shape, levels, COMPONENTS, network(3 * COMPONENTS), **options)
 
 
 # -- models ---------------------------------------------------------------------------------------------------------
@@ -175,20 +182,19 @@ def pixelcnn(data: Data, reads: Reads, *, predictors: bool | None = None, **swap
     if is_large(shape):
         sizes = _sizes_of(data)
         size = {"layers": sizes.layers, "kernel_size": sizes.kernel_size, "dropout": sizes.dropout}
-    network = lambda p: PixelCNN(shape, p, levels=levels, **size, **swaps, **reads)  # noqa: E731
-    return _pixel_by_pixel(data, network, predictors)
 
+    def network(per_feature: int) -> nn.Module:
+        options: dict[str, Any] = {"levels": levels, **size, **swaps}
+        given = reads.get("given_shape", ())
+        if tuple(given[1:]) != tuple(shape[1:]):
+            return PixelCNN(shape, per_feature, **options, **reads)
+        # Every pixel reads the given image at every place.
+        maps = (MAPS, *shape[1:])
+        return EmbeddedGiven(PixelCNN(shape, per_feature, given_shape=maps, **options), ConvNet(given, maps))
 
-def _pixel_by_pixel(data: Data, network: Callable[[int], nn.Module], predictors: bool | None = None) -> Program:
-    """The autoregressive program of images for a function from the number of parameters per feature to a network.
-
-    Args:
-        predictors: whether the mixture has predictions; by default for large images of more than two levels.
-    """
-    shape, levels = data.event_shape, data.levels
     check_type(predictors, bool | None, "predictors", "True, False or None")
     if predictors is None:
-        predictors = is_large(shape) and levels is not None and levels > 2
+        predictors = is_large(shape) and levels is not None and levels >= PREDICTORS_FROM
     if not predictors:
         return Autoregressive(conditional_for(data, network))
     if levels is None or levels == 2:
@@ -196,9 +202,8 @@ def _pixel_by_pixel(data: Data, network: Callable[[int], nn.Module], predictors:
             f"predictors predict gray levels, but {data.name} has {'reals' if levels is None else 'bits'}: leave out "
             "predictors, or pass integers of more than two levels"
         )
-    components = 5 + (3 if shape[0] == 1 else 6)
-    predicted = NeighborPredictors(network(3 * components), components)
-    return Autoregressive(DiscretizedLogistic(shape, levels, components, predicted))
+    components = COMPONENTS + num_predictors(shape[0])
+    return Autoregressive(PredictedLogistic(shape, levels, components, network(3 * components)))
 
 
 def transformer(data: Data, reads: Reads) -> Program:
@@ -648,11 +653,11 @@ def _pixelcnn(parts: Parts) -> Program:
     def network(per_feature: int) -> nn.Module:
         if not parts.convolutions:
             return PixelCNN(shape, per_feature, levels=data.levels, **parts.z_as_given())
-        maps = (16, *shape[1:])
-        features = ConvDecoder(parts.shape, maps, **parts.convolutions, **parts.classes)
-        return FeaturesOfGiven(PixelCNN(shape, per_feature, levels=data.levels, given_shape=maps), features)
+        maps = (MAPS, *shape[1:])
+        decoder = ConvDecoder(parts.shape, maps, **parts.convolutions, **parts.classes)
+        return EmbeddedGiven(PixelCNN(shape, per_feature, levels=data.levels, given_shape=maps), decoder)
 
-    return _pixel_by_pixel(data, network)
+    return Autoregressive(conditional_for(data, network))
 
 
 PRIORS: Catalog = {
@@ -759,9 +764,9 @@ LIKELIHOODS: Catalog = {
                 lambda p: MADE(parts.data.event_shape, p, (256, 256), levels=parts.data.levels, **parts.z_as_given()),
             )
         ),
-        "autoregressive features given z, by a masked MLP (PixelVAE)",
+        "autoregressive features given z, by a masked MLP",
     ),
-    "pixelcnn": (_pixelcnn, "autoregressive pixels given z, by masked convolutions (images)"),
+    "pixelcnn": (_pixelcnn, "autoregressive pixels given z, by masked convolutions: a PixelVAE (images)"),
 }
 
 COLUMN_MODELS = ("pixels", "made", "any-order", "vae")
@@ -963,8 +968,8 @@ def build(
             even.
         attention: for "pixelcnn", number of attention blocks, none by default; fewer than the layers of
             `networks.sizes.image_sizes`, or than 8 for images of less than 16 pixels a side.
-        predictors: for "pixelcnn", whether components of the mixture start from neighbors, as in
-            `networks.NeighborPredictors`: by default for images of at least 16 pixels a side and more than two levels.
+        predictors: for "pixelcnn", whether components of the mixture are near predictions from neighbors, as in
+            `PredictedLogistic`: by default for images of at least 16 pixels a side and 17 levels.
         num_codes: for "vq-vae", number of code vectors, 256 by default.
         grid: for "vq-vae", height and width of the grid of codes: the image's, halved at least once. By default halved
             twice, and further until at most 16 a side.

@@ -32,8 +32,7 @@ from dgm_pyro.networks import (
     DenoisingMLP,
     DenoisingTransformer,
     DenoisingUNet,
-    FeaturesOfGiven,
-    NeighborPredictors,
+    EmbeddedGiven,
     ObservedInput,
     PixelCNN,
 )
@@ -353,14 +352,14 @@ def pixelcnn(levels: int, **context: Any) -> dgm.Autoregressive:
 def of_maps() -> dgm.Autoregressive:
     """A PixelCNN of 2x2 images given z, which reads feature maps of z at each pixel."""
     network = PixelCNN((1, 2, 2), 3, width=4, layers=2, levels=3, given_shape=(2, 2, 2))
-    return dgm.Autoregressive(dgm.Categorical((1, 2, 2), 3, FeaturesOfGiven(network, _mlp((2,), 8))))
+    return dgm.Autoregressive(dgm.Categorical((1, 2, 2), 3, EmbeddedGiven(network, _mlp((2,), 8))))
 
 
 def predicted(channels: int, **context: Any) -> dgm.Autoregressive:
     """A PixelCNN of 2x2 images of 17 levels, with predictions from neighbors."""
     shape, components = (channels, 2, 2), 4 if channels == 1 else 7
     network = PixelCNN(shape, 3 * components, width=4, layers=2, levels=17, **context)
-    return dgm.Autoregressive(dgm.DiscretizedLogistic(shape, 17, components, NeighborPredictors(network, components)))
+    return dgm.Autoregressive(dgm.PredictedLogistic(shape, 17, components, network))
 
 
 def transformer(

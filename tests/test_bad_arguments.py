@@ -317,6 +317,11 @@ CALLS = {
         {"network": MODULE[1:], "columns": [None, "x", 3, {}, {"a": "x"}, {"a": ("category", 0.5)}],
          "shift": [[1.0], "x", [NAN, 0.0]], "scale": [[1.0], "x", [0.0, 1.0]]},
     ),
+    "PredictedLogistic": Call(
+        dict(event_shape=(1, 4, 4), levels=9, components=5,
+             network=lambda: networks.PixelCNN((1, 4, 4), 15, width=4, layers=1, levels=9)),
+        {"network": MODULE},
+    ),
     "DiscretizedLogistic": Call(dict(event_shape=2, levels=4, components=2), {"network": MODULE[1:]}),
     "Autoregressive": Call(dict(factors=lambda: dgm.Normal(2, MADE(2, 2, (4,)))), {"factors": PROGRAM}),
     "AnyOrder": Call(
@@ -850,13 +855,10 @@ CALLS = {
     "networks.ObservedInput": Call(
         dict(in_shape=2, network=lambda: nn.Linear(4, 2), levels=3, reader=None), {"reader": MODULE[1:]}
     ),
-    "networks.FeaturesOfGiven": Call(
+    "networks.EmbeddedGiven": Call(
         dict(network=lambda: networks.PixelCNN((1, 4, 4), 1, width=4, layers=1, given_shape=(2, 4, 4)),
-             features=lambda: networks.ConvDecoder((3,), (2, 4, 4), channels=(4,))),
-        {"network": MODULE, "features": MODULE},
-    ),
-    "networks.NeighborPredictors": Call(
-        dict(network=lambda: networks.PixelCNN((1, 4, 4), 15, width=4, layers=1, levels=9), components=5)
+             embedding=lambda: networks.ConvDecoder((3,), (2, 4, 4), channels=(4,))),
+        {"network": MODULE, "embedding": MODULE},
     ),
     "networks.InputEmbedding": Call(dict(shape=(2,), num_classes=None, out_features=2), {"shape": SHAPE}),
     "networks.Affine": Call(dict(bound=5.0)),

@@ -297,10 +297,38 @@ def test_images_have_a_grid_of_codes():
 
 def test_a_pixelcnn_has_as_many_stages_and_attention_blocks_as_asked():
     plain, asked = (build("pixelcnn", large(), **option) for option in ({}, {"stages": 2, "attention": 3}))
-    networks = [program.factors.network.network for program in (plain, asked)]
+    networks = [program.factors.network for program in (plain, asked)]
     found = [(network.stages, len(network.attention)) for network in networks]
     assert found == [(1, 0), (2, 3)]
     assert math.isfinite(dgm.fit(asked, large(), gradient_steps=1, progress=False, validation=None).losses[-1])
+
+
+def test_a_pixelcnn_of_gray_levels_has_predictions():
+    gray, color, bits, few = large(levels=256), large(levels=256, channels=3), large(levels=2), large(levels=16)
+    for data, options, components in (
+        (gray, {}, 8), (color, {}, 11), (color, {"predictors": False}, 5), (few, {}, 5), (few, {"predictors": True}, 8),
+    ):  # fmt: skip
+        factors = build("pixelcnn", data, **options).factors
+        assert isinstance(factors, dgm.PredictedLogistic) == (components > 5)
+        assert factors.components == components
+    assert isinstance(build("pixelcnn", bits).factors, dgm.Bernoulli)
+
+
+@pytest.mark.parametrize("size", [8, 16])
+def test_every_pixel_reads_a_given_image_at_every_place(size):
+    data = dgm.Data(torch.randint(4, (9, 1, size, size)), levels=4, given=torch.randn(9, 2, size, size))
+    network = build("pixelcnn", data, standardize=False).double().eval().factors.network
+    x, given = torch.randint(4, (1, 1, size, size)), torch.randn(1, 2, size, size, dtype=torch.float64)
+    moved = torch.autograd.functional.jacobian(lambda given: network(x, given)[:, :, :, 0, 0].sum(), given)
+    reach = moved.abs().sum((0, 1)).nonzero()
+    assert reach.amax() >= 3, "the first pixel reads beyond its own place"
+
+
+def test_the_pixelcnn_of_a_likelihood_reads_maps_of_z_in_large_images():
+    network = build("vae", large(), likelihood="pixelcnn").likelihood.factors.network
+    assert isinstance(network, dgm.networks.EmbeddedGiven)
+    assert tuple(network.embedded_shape) == (16, 16, 16)
+    assert not isinstance(build("vae", digits_like(4), likelihood="pixelcnn").likelihood.factors.network, type(network))
 
 
 @pytest.mark.parametrize(

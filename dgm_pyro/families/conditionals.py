@@ -35,6 +35,8 @@ from dgm_pyro.checks import (
     check_type,
 )
 from dgm_pyro.families import distributions
+from dgm_pyro.networks.mlp import shape_read_by
+from dgm_pyro.networks.predictors import NeighborPredictors
 from dgm_pyro.program import Conditional, call_network, check_no_distribution, inside, parameter_of
 from dgm_pyro.registry import register, replace_argument
 
@@ -49,6 +51,7 @@ __all__ = [
     "NegativeBinomial",
     "Normal",
     "Poisson",
+    "PredictedLogistic",
     "StudentT",
     "Uniform",
     "ZeroInflated",
@@ -532,8 +535,7 @@ class DiscretizedLogistic(IndependentConditional):
     """Independent integers 0 .. levels - 1, each a mixture of discretized logistics with closed edge bins.
 
     P = 3 * components: logits, locations (on the scale where the levels span [-1, 1]), raw scales. Standard: components
-    spread evenly over [-1, 1]; the network's output is added to these. Components with a prediction, the first ones of
-    `networks.NeighborPredictors`, start there with a scale of two levels, and the others are spread.
+    spread evenly over [-1, 1]; the network's output is added to these.
     Source: Salimans et al. 2017 (PixelCNN++), section 2.1.
 
     Args:
@@ -569,14 +571,14 @@ class DiscretizedLogistic(IndependentConditional):
             self.register_buffer("start", self.initial(), persistent=False)
 
     def initial(self) -> Tensor:
-        components, predicted = self.num_parameters // 3, getattr(self.network, "num_predictors", 0)
+        return self._spread(self.num_parameters // 3).flatten(0, 1)
+
+    def _spread(self, components: int) -> Tensor:
+        """Raw parameters of components that are spread evenly, ``(3, components, *event_shape)``."""
         raw = torch.zeros(3, components, *self.event_shape)
-        free = components - predicted
-        spread = torch.linspace(-1, 1, free) if free > 1 else torch.zeros(free)
-        raw[1, predicted:] = spread.reshape(-1, *(1,) * len(self.event_shape))
-        if predicted and self.levels is not None:
-            raw[2, :predicted] = inverse_softplus(4 / (self.levels - 1))
-        return raw.flatten(0, 1)
+        spread = torch.linspace(-1, 1, components) if components > 1 else torch.zeros(components)
+        raw[1] = spread.reshape(-1, *(1,) * len(self.event_shape))
+        return raw
 
     def univariate(self, raw: Tensor) -> distributions.Mixture:
         assert self.levels is not None
@@ -585,16 +587,58 @@ class DiscretizedLogistic(IndependentConditional):
         return distributions.Mixture(dist.Categorical(logits=logits), logistic)
 
 
-def shape_read_by(network: nn.Module) -> Shape | None:
-    """The input shape of ``network``, or a pair with the shape of its ``given``; None if it declares none."""
-    if isinstance(network, nn.LazyLinear):  # it takes what comes first
-        return None
-    if isinstance(network, nn.Linear):
-        return torch.Size((network.in_features,))
-    if isinstance(network, nn.Embedding):
-        return torch.Size()
-    in_shape, given_shape = getattr(network, "in_shape", None), getattr(network, "given_shape", None)
-    return in_shape if in_shape is None or given_shape is None else (in_shape, given_shape)
+@register
+class PredictedLogistic(DiscretizedLogistic):
+    """Integers of an image, each a mixture of discretized logistics, some of them near predictions from neighbors.
+
+    It is for the factors of an `Autoregressive` program of images. The first components have a prediction: 3 for images
+    of one channel, and 6 for several (see `networks.predictors`). P = 3 * components, as for `DiscretizedLogistic`.
+    Standard: components with a prediction are there, with a scale of two levels; the others are spread evenly over
+    [-1, 1].
+
+    Args:
+        event_shape: shape of one x, ``(C, H, W)``.
+        levels: number of integers, at least 2.
+        components: number of logistics per feature, at least the number of predictions.
+        network: a masked network of x, ``(B, C, H, W)`` to ``(B, 3 * components, C, H, W)``, such as
+            `networks.PixelCNN`. The features that predict a feature must come before it in the network's order.
+        given_shape: as for `Normal`.
+
+    Raises:
+        TypeError, ValueError: ``network`` is no module, reads other shapes or levels, or its order does not fit; or
+            there are fewer components than predictions.
+
+    >>> import dgm_pyro as dgm
+    >>> network = dgm.networks.PixelCNN((1, 4, 4), 3 * 5, width=8, layers=2, levels=256)
+    >>> program = dgm.Autoregressive(PredictedLogistic((1, 4, 4), 256, 5, network))
+    >>> program.model(2).shape
+    torch.Size([2, 1, 4, 4])
+    """
+
+    def __init__(
+        self,
+        event_shape: int | Sequence[int],
+        levels: int,
+        components: int,
+        network: nn.Module,
+        *,
+        given_shape: Shape | None = None,
+    ):
+        check_levels(levels)
+        predicted = NeighborPredictors(network, components)
+        if predicted.levels != levels:
+            raise ValueError(
+                f"levels is {levels}, but the network reads {predicted.levels} levels: build both for the same integers"
+            )
+        super().__init__(event_shape, levels, components, predicted, given_shape=given_shape)
+
+    def initial(self) -> Tensor:
+        assert isinstance(self.network, NeighborPredictors)
+        assert self.levels is not None
+        near = torch.zeros(3, self.network.num_predictors, *self.event_shape)
+        near[2] = min(inverse_softplus(4 / (self.levels - 1)), 0.0)  # no wider than the others
+        others = self._spread(self.num_parameters // 3 - self.network.num_predictors)
+        return torch.cat((near, others), 1).flatten(0, 1)
 
 
 def positive(raw: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from dgm_pyro.checks import (
     check_tensor,
     check_type,
 )
-from dgm_pyro.families.conditionals import Beta, Normal, shape_read_by
+from dgm_pyro.families.conditionals import Beta, Normal
 from dgm_pyro.families.transforms import (
     LINES,
     MEANINGS,
@@ -56,7 +56,7 @@ from dgm_pyro.networks.bijections import (
     Univariate,
 )
 from dgm_pyro.networks.masked import MADE
-from dgm_pyro.networks.mlp import MLP
+from dgm_pyro.networks.mlp import MLP, shape_read_by
 from dgm_pyro.program import Conditional, Program, call_network, check_program, unwrapped
 from dgm_pyro.registry import register
 

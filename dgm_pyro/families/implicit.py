@@ -31,8 +31,9 @@ from dgm_pyro.checks import (
     check_tensor,
     check_type,
 )
-from dgm_pyro.families.conditionals import check_levels, inverse_softplus, positive, shape_read_by
+from dgm_pyro.families.conditionals import check_levels, inverse_softplus, positive
 from dgm_pyro.families.vae import VAE
+from dgm_pyro.networks.mlp import shape_read_by
 from dgm_pyro.program import (
     Conditional,
     IntractableError,

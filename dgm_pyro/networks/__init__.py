@@ -21,7 +21,7 @@ from dgm_pyro.networks.codebook import Codebook
 from dgm_pyro.networks.columns import ColumnMADE, ColumnReader
 from dgm_pyro.networks.convolutional import ConvDecoder, ConvEncoder, ConvNet
 from dgm_pyro.networks.denoisers import DenoisingMLP, DenoisingTransformer, DenoisingUNet
-from dgm_pyro.networks.given import FeaturesOfGiven
+from dgm_pyro.networks.embedded import EmbeddedGiven
 from dgm_pyro.networks.hierarchy import BottomUp, TopDownStep
 from dgm_pyro.networks.masked import MADE
 from dgm_pyro.networks.mlp import MLP, InputEmbedding
@@ -29,7 +29,6 @@ from dgm_pyro.networks.multiscale import LogisticMixture, Partial, PerPixel, Squ
 from dgm_pyro.networks.observed import ObservedInput
 from dgm_pyro.networks.pixelcnn import PixelCNN
 from dgm_pyro.networks.planar import Planar, Sylvester
-from dgm_pyro.networks.predictors import NeighborPredictors
 from dgm_pyro.networks.standardize import Standardize
 
 __all__ = [
@@ -52,13 +51,12 @@ __all__ = [
     "DenoisingTransformer",
     "DenoisingUNet",
     "Elementwise",
-    "FeaturesOfGiven",
+    "EmbeddedGiven",
     "InputEmbedding",
     "Inverse",
     "LULinear",
     "LogisticMixture",
     "MaskedAutoregressive",
-    "NeighborPredictors",
     "NormalCDF",
     "ObservedInput",
     "Partial",

@@ -38,8 +38,10 @@ class Cache(Protocol):
         """Replace the chains by those at ``rows``, indices ``(M,)``; some may be dropped, some repeated."""
 
 
-def cache_maker(network: nn.Module | None) -> Callable[..., Cache] | None:
+def cache_maker(network: nn.Module | None) -> Callable[..., Cache | None] | None:
     """``network.cache``, if there is one and its results equal those of a pass of the network.
+
+    It may return None: a network around another one has a cache if that one has.
 
     They may differ with dropout in training mode, which draws again in each pass, and with forward hooks.
     """

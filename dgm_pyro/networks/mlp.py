@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dgm_pyro.checks import as_shape, check_choice, check_count, check_network_options
+from dgm_pyro.checks import Shape, as_shape, check_choice, check_count, check_network_options
 from dgm_pyro.registry import register
 
 __all__ = ["MLP", "InputEmbedding"]
@@ -154,6 +154,18 @@ def input_shapes(
     if num_classes is not None and given_shape is None:
         given_shape = ()
     return as_shape(in_shape, "in_shape"), None if given_shape is None else as_shape(given_shape, "given_shape")
+
+
+def shape_read_by(network: nn.Module) -> Shape | None:
+    """The input shape of ``network``, or a pair with the shape of its ``given``; None if it declares none."""
+    if isinstance(network, nn.LazyLinear):  # it takes what comes first
+        return None
+    if isinstance(network, nn.Linear):
+        return torch.Size((network.in_features,))
+    if isinstance(network, nn.Embedding):
+        return torch.Size()
+    in_shape, given_shape = getattr(network, "in_shape", None), getattr(network, "given_shape", None)
+    return in_shape if in_shape is None or given_shape is None else (in_shape, given_shape)
 
 
 def check_given(network: nn.Module, given: Tensor | None) -> None:

@@ -58,9 +58,9 @@ Stacks = tuple[Tensor, Tensor, Tensor]
 class MapEmbedding(nn.Module):
     """Images ``(B, C, H, W)`` to biases at each pixel, ``(B, out_features, H, W)``, or at a lower resolution."""
 
-    def __init__(self, channels: int, out_features: int, stage: int):
+    def __init__(self, in_features: int, out_features: int, stage: int):
         super().__init__()
-        self.embed = nn.Conv2d(channels, out_features, 2**stage, 2**stage)
+        self.embed = nn.Conv2d(in_features, out_features, 2**stage, 2**stage)
 
     def forward(self, given: Tensor) -> Tensor:
         if not given.is_floating_point():
@@ -174,7 +174,7 @@ class PixelCNN(nn.Module):
             The time of each grows with the square of the number of pixels.
         heads: number of attention heads per block, of which ``width`` is a multiple; ignored without attention.
         given_shape: shape of one ``given``, for ``network(x, given)``. Images ``(D, H, W)`` with the H and W of x are
-            read pixel by pixel; anything else is read as a vector.
+            read pixel by pixel, by a pixel in its own row and the rows above; anything else is read as a vector.
         num_classes: number of class labels, where ``given`` is a label.
         levels: x takes the integers 0 .. levels - 1, and is scaled to [-1, 1].
         dropout: share of the features that are dropped in training.

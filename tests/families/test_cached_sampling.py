@@ -23,8 +23,7 @@ from dgm_pyro.networks import (
     MADE,
     MLP,
     CausalTransformer,
-    FeaturesOfGiven,
-    NeighborPredictors,
+    EmbeddedGiven,
     PixelCNN,
     bijections,
 )
@@ -98,30 +97,27 @@ PROGRAMS |= {
         reals((3, 4, 8)), lambda: PixelCNN((3, 4, 8), 6, 4, 1, stages=3, attention=0, given_shape=(2, 4, 8))
     ),
     "pixelcnn-maps-one-row": ar(bits((1, 1, 6)), lambda: PixelCNN((1, 1, 6), 1, 4, 2, given_shape=(2, 1, 6))),
-    "features-of-given": ar(
+    "embedded-given": ar(
         bits((1, 3, 4)),
-        lambda: FeaturesOfGiven(PixelCNN((1, 3, 4), 1, 4, 2, given_shape=(2, 3, 4)), MLP((5,), 24, (8,))),
+        lambda: EmbeddedGiven(PixelCNN((1, 3, 4), 1, 4, 2, given_shape=(2, 3, 4)), MLP((5,), 24, (8,))),
     ),
-    "features-of-label-predictors": ar(
-        lambda n: dgm.DiscretizedLogistic((1, 2, 4), 17, 4, n),
-        lambda: NeighborPredictors(
-            FeaturesOfGiven(
-                PixelCNN((1, 2, 4), 12, 4, 2, stages=2, levels=17, given_shape=(2, 2, 4)), MLP((), 16, num_classes=3)
-            ),
-            4,
+    "predictors-embedded-label": ar(
+        lambda n: dgm.PredictedLogistic((1, 2, 4), 17, 4, n),
+        lambda: EmbeddedGiven(
+            PixelCNN((1, 2, 4), 12, 4, 2, stages=2, levels=17, given_shape=(2, 2, 4)), MLP((), 16, num_classes=3)
         ),
     ),
     "predictors": ar(
-        lambda n: dgm.DiscretizedLogistic((1, 3, 4), 256, 5, n),
-        lambda: NeighborPredictors(PixelCNN((1, 3, 4), 15, 4, 2, levels=256, num_classes=3), 5),
+        lambda n: dgm.PredictedLogistic((1, 3, 4), 256, 5, n),
+        lambda: PixelCNN((1, 3, 4), 15, 4, 2, levels=256, num_classes=3),
     ),
-    "predictors-color": ar(
-        lambda n: dgm.DiscretizedLogistic((3, 3, 2), 17, 8, n),
-        lambda: NeighborPredictors(PixelCNN((3, 3, 2), 24, 4, 2, levels=17, given_shape=(3,)), 8),
+    "predictors-color-stages": ar(
+        lambda n: dgm.PredictedLogistic((3, 4, 2), 17, 8, n),
+        lambda: PixelCNN((3, 4, 2), 24, 4, 2, stages=2, levels=17, given_shape=(3,)),
     ),
     "predictors-transformer": ar(
-        lambda n: dgm.DiscretizedLogistic((3, 2, 2), 17, 6, n),
-        lambda: NeighborPredictors(CausalTransformer((3, 2, 2), 18, 8, 1, 2, levels=17), 6),
+        lambda n: dgm.PredictedLogistic((3, 2, 2), 17, 6, n),
+        lambda: CausalTransformer((3, 2, 2), 18, 8, 1, 2, levels=17),
     ),
     "transformer-one-feature": ar(reals(1), lambda: CausalTransformer(1, 6, 8, 2, 2)),
     "transformer-one-head": ar(

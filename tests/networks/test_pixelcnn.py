@@ -158,6 +158,19 @@ def test_a_pixel_reads_the_map_at_its_place():
     assert torch.equal(moved != 0, torch.eye(9, dtype=torch.bool))
 
 
+def test_a_lower_resolution_reads_the_map_of_its_block():
+    network = PixelCNN((1, 4, 8), 1, width=8, layers=1, stages=2, given_shape=(1, 4, 8))
+    for i in (0, 2):  # the layers at the full resolution; the middle one is at half of it
+        torch.nn.init.zeros_(network.layers[i].embedding.embed.weight)
+    x, c = torch.randn(1, 1, 4, 8), torch.randn(1, 1, 4, 8)
+    moved = jacobian(lambda c: network(x, c), c).reshape(4, 8, 4, 8) != 0
+    row, column, other_row, other_column = (index.reshape(4, 8, 4, 8) // 2 for index in grid(4, 8))
+    same_block = (row == other_row) & (column == other_column)
+    assert moved[same_block].all()
+    beside = ((other_row == row) & ((other_column - column).abs() <= 1)) | (other_row < row)
+    assert not moved[~beside].any()
+
+
 def test_rows_of_a_batch_do_not_mix():
     network = PixelCNN((1, 2, 4), 4, width=6, layers=2, stages=2, attention=1, heads=2, num_classes=3)
     x, y = torch.randn(6, 1, 2, 4), torch.arange(6) % 3

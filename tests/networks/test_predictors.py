@@ -1,24 +1,29 @@
-"""The predictions of NeighborPredictors: by their definition, in their order, and in the mass of all images."""
+"""The predictions of PredictedLogistic: by their definition, in their order, and in the mass of all images."""
+
+import math
 
 import pytest
 import torch
 from torch import nn
 
 import dgm_pyro as dgm
-from dgm_pyro.networks import CausalTransformer, NeighborPredictors, PixelCNN
+from dgm_pyro.networks import CausalTransformer, PixelCNN
+from dgm_pyro.networks.mlp import networks_in
+from dgm_pyro.networks.predictors import NeighborPredictors
 
 
-class Silent(nn.Module):
-    """A masked network that gives zeros, so that only the predictions are left."""
+class Constant(nn.Module):
+    """A masked network of the same parameters for every feature, which it gives as if it computed in bf16."""
 
-    def __init__(self, in_shape, num_parameters, levels):
+    def __init__(self, in_shape, values, levels):
         super().__init__()
-        self.in_shape, self.levels, self.num_parameters = torch.Size(in_shape), levels, num_parameters
+        self.in_shape, self.levels = torch.Size(in_shape), levels
         self.order = tuple(torch.arange(self.in_shape.numel()).reshape(in_shape[0], -1).T.flatten().tolist())
-        self.weight = nn.Parameter(torch.zeros(()))
+        self.values = nn.Parameter(torch.as_tensor(values))
 
     def forward(self, x):
-        return self.weight * x.new_zeros(len(x), self.num_parameters, *self.in_shape, dtype=self.weight.dtype)
+        values = self.values.reshape(-1, 1, 1, 1).expand(len(x), -1, *self.in_shape)
+        return torch.einsum("npchw,pq->nqchw", values, torch.eye(len(self.values)))
 
 
 def by_definition(image, channel, row, column):
@@ -38,18 +43,24 @@ def by_definition(image, channel, row, column):
     return found + [each + error for each, error in zip(found, errors, strict=True)]
 
 
+@pytest.mark.parametrize("precision", [None, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("depth", [1, 2, 3])
-def test_the_first_locations_are_the_predictions(depth):
+def test_every_parameter_is_as_defined(depth, precision):
     shape, count = (depth, 3, 4), 3 if depth == 1 else 6
-    network = NeighborPredictors(Silent(shape, 3 * 8, levels=9), 8)
-    assert network.num_predictors == count
-    program = dgm.Autoregressive(dgm.DiscretizedLogistic(shape, 9, 8, network))
+    values = torch.arange(24) / 8  # exact in bf16
+    program = dgm.Autoregressive(dgm.PredictedLogistic(shape, 9, 8, Constant(shape, values, 9)))
     x = torch.randint(9, (2, *shape))
-    logits, locations, _ = program.raw_parameters(x).unflatten(-1, (3, 8)).unbind(-2)
-    assert not logits.any()
+    with networks_in(precision):
+        logits, locations, scales = program.raw_parameters(x).unflatten(-1, (3, 8)).unbind(-2)
+    m, spread = values[8:16], torch.linspace(-1, 1, 8 - count)
+    assert (logits == values[:8]).all()
+    two_levels = math.log(math.expm1(4 / 8))
+    start = torch.tensor([two_levels] * count + [0.0] * (8 - count))
+    torch.testing.assert_close(scales, (values[16:] + start).expand_as(scales))
     for n, c, i, j in torch.cartesian_prod(torch.arange(2), *(torch.arange(size) for size in shape)).tolist():
-        expected = [*by_definition(x[n] / 4 - 1, c, i, j), *torch.linspace(-1, 1, 8 - count).tolist()]
-        torch.testing.assert_close(locations[n, c, i, j], torch.tensor(expected), rtol=0, atol=1e-6)
+        near = torch.tensor(by_definition(x[n] / 4 - 1, c, i, j)) + 0.1 * m[:count]
+        expected = torch.cat((near, spread + m[count:]))
+        torch.testing.assert_close(locations[n, c, i, j], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -61,45 +72,76 @@ def test_the_first_locations_are_the_predictions(depth):
         (lambda shape: CausalTransformer(shape, 24, 8, 1, 2, levels=3), (2, 1, 3)),
     ],
 )
+@pytest.mark.usefixtures("float64")
 def test_the_masses_of_all_images_sum_to_one(make, shape):
-    program = dgm.Autoregressive(dgm.DiscretizedLogistic(shape, 3, 8, NeighborPredictors(make(shape), 8)))
+    program = dgm.Autoregressive(dgm.PredictedLogistic(shape, 3, 8, make(shape)))
     every = torch.cartesian_prod(*[torch.arange(3)] * 6).reshape(-1, *shape)
-    torch.testing.assert_close(program.log_prob(every).logsumexp(0), torch.tensor(0.0), rtol=0, atol=1e-5)
-
-
-def test_an_order_without_the_neighbors_before_a_feature_is_refused():
-    network = CausalTransformer((1, 2, 2), 24, 8, 1, 2, levels=3, order=(3, 2, 1, 0))
-    with pytest.raises(ValueError, match="not autoregressive in its order"):
-        dgm.Autoregressive(dgm.DiscretizedLogistic((1, 2, 2), 3, 8, NeighborPredictors(network, 8)))
+    torch.testing.assert_close(program.log_prob(every).logsumexp(0), torch.tensor(0.0), rtol=0, atol=1e-12)
 
 
 def test_a_network_without_a_cache_samples_by_whole_passes():
     shape = (1, 2, 3)
-    network = NeighborPredictors(Silent(shape, 15, levels=256), 5)
-    assert network.cache is None
-    x = dgm.Autoregressive(dgm.DiscretizedLogistic(shape, 256, 5, network)).model(3)
+    predicted = NeighborPredictors(Constant(shape, torch.zeros(15), 256), 5)
+    assert predicted.cache(3) is None
+    torch.manual_seed(0)
+    x = dgm.Autoregressive(dgm.PredictedLogistic(shape, 256, 5, Constant(shape, torch.zeros(15), 256))).model(3)
     assert x.shape == (3, *shape)
 
 
-def test_flat_images_cost_little_before_any_training():
-    data = dgm.Data(torch.arange(0, 256, 5).to(torch.uint8)[:, None, None, None].expand(-1, 3, 16, 16), levels=256)
-    torch.manual_seed(0)
-    found = {
-        asked: dgm.evaluate(dgm.build("pixelcnn", data, predictors=asked), data).bits_per_dim for asked in (True, False)
-    }
-    assert found[True] < 6 < 8 < found[False]
+def test_flat_images_cost_what_the_start_says():
+    """Of 11 components of equal weight, 6 are at the value of the neighbors, with a scale of two levels."""
+    x = torch.arange(60, 200, 5).to(torch.uint8)[:, None, None, None].expand(-1, 3, 16, 16)
+    silent = Constant((3, 16, 16), torch.zeros(33), 256)
+    program = dgm.Autoregressive(dgm.PredictedLogistic((3, 16, 16), 256, 11, silent))
+    inside = program.factors.univariate(program.raw_parameters(x)).log_prob(x)[:, :, 1:, 1:]
+    of_the_others = 5 / 11 / 256  # their scales are wide, so about uniform
+    bits = -math.log2(6 / 11 * math.tanh(1 / 8) + of_the_others)
+    assert abs(-inside.mean().item() / math.log(2) - bits) < 0.05
+
+
+def serpentine(height, width):
+    rows = torch.arange(height * width).reshape(height, width)
+    return tuple(torch.cat([row if i % 2 == 0 else row.flip(0) for i, row in enumerate(rows)]).tolist())
 
 
 @pytest.mark.parametrize(
     ("network", "components", "error", "message"),
     [
-        (nn.Linear(3, 3), 5, ValueError, "network must read images of integers"),
-        (PixelCNN((1, 4, 4), 15, width=4, layers=1), 5, ValueError, "got in_shape=\\(1, 4, 4\\) and levels=None"),
+        (nn.Linear(3, 3), 5, ValueError, "this Linear has in_shape=None, levels=None and no order"),
+        (PixelCNN((1, 4, 4), 15, width=4, layers=1), 5, ValueError, r"in_shape=\(1, 4, 4\), levels=None and an order"),
         (PixelCNN((1, 4, 4), 6, width=4, layers=1, levels=9), 2, ValueError, "components must be"),
         (PixelCNN((3, 4, 4), 15, width=4, layers=1, levels=9), 5, ValueError, "components must be"),
         ("pixelcnn", 5, TypeError, "network must be a torch.nn.Module"),
+        (
+            CausalTransformer((1, 32, 32), 15, 8, 1, 2, levels=9, order=serpentine(32, 32)),
+            5,
+            ValueError,
+            "features before the one to the left",
+        ),
+        (
+            CausalTransformer((1, 2, 2), 15, 8, 1, 2, levels=9, order=(2, 3, 0, 1)),
+            5,
+            ValueError,
+            "features before the one above",
+        ),
+        (
+            CausalTransformer((2, 1, 1), 18, 8, 1, 2, levels=9, order=(1, 0)),
+            6,
+            ValueError,
+            "features before the one at the channel before",
+        ),
     ],
 )
 def test_what_cannot_be_predicted_is_refused(network, components, error, message):
     with pytest.raises(error, match=message):
-        NeighborPredictors(network, components)
+        dgm.PredictedLogistic(getattr(network, "in_shape", (1, 4, 4)), 9, components, network)
+
+
+@pytest.mark.parametrize(
+    ("levels", "components", "message"),
+    [(17, 5, "levels is 17, but the network reads 9"), (9, 4, "components is 4, so network must have 12 parameters")],
+)
+def test_another_number_of_levels_or_components_is_refused(levels, components, message):
+    network = PixelCNN((1, 4, 4), 15, width=4, layers=1, levels=9)
+    with pytest.raises(ValueError, match=message):
+        dgm.Autoregressive(dgm.PredictedLogistic((1, 4, 4), levels, components, network))
