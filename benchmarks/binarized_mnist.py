@@ -126,7 +126,7 @@ RECIPES = {
         6,
         {"batch_size": 50, "compile": True, "precision": "bf16", "lr": 2e-3, "validate_every": 2000},
     ),
-    "pixelvae": Recipe(pixelvae, "annealed", 18, {"compile": True, "precision": "bf16", "lr": 2e-3}),
+    "pixelvae": Recipe(pixelvae, "annealed", 8, {"compile": True, "precision": "bf16", "lr": 2e-3}),
     "pixelcnn": Recipe(pixelcnn, "elbo", 150, ON_GPU | {"lr": 2e-3}),
     "vdvae": Recipe(vdvae, "elbo", 100, ON_GPU),
 }

@@ -97,8 +97,8 @@ COARSE = 0.01
 LATENT_SIZE, HIDDEN = 16, (256, 256)
 COMPONENTS = 5
 """Components of a mixture of discretized logistics without predictions from neighbors."""
-PREDICTORS_FROM = 17
-"""Number of levels from which a PixelCNN of large images has predictions from neighbors."""
+PREDICTORS_FROM = 256
+"""Number of levels from which a PixelCNN of large images has predictions from neighbors; with 17 they do not pay."""
 MAPS = 16
 """Channels of the images that a PixelCNN reads in place of what is given."""
 MAX_PARAMETERS = 50_000_000
@@ -969,7 +969,7 @@ def build(
         attention: for "pixelcnn", number of attention blocks, none by default; fewer than the layers of
             `networks.sizes.image_sizes`, or than 8 for images of less than 16 pixels a side.
         predictors: for "pixelcnn", whether components of the mixture are near predictions from neighbors, as in
-            `PredictedLogistic`: by default for images of at least 16 pixels a side and 17 levels.
+            `PredictedLogistic`: by default for images of at least 16 pixels a side and 256 levels.
         num_codes: for "vq-vae", number of code vectors, 256 by default.
         grid: for "vq-vae", height and width of the grid of codes: the image's, halved at least once. By default halved
             twice, and further until at most 16 a side.

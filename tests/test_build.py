@@ -304,7 +304,7 @@ def test_a_pixelcnn_has_as_many_stages_and_attention_blocks_as_asked():
 
 
 def test_a_pixelcnn_of_gray_levels_has_predictions():
-    gray, color, bits, few = large(levels=256), large(levels=256, channels=3), large(levels=2), large(levels=16)
+    gray, color, bits, few = large(levels=256), large(levels=256, channels=3), large(levels=2), large(levels=17)
     for data, options, components in (
         (gray, {}, 8), (color, {}, 11), (color, {"predictors": False}, 5), (few, {}, 5), (few, {"predictors": True}, 8),
     ):  # fmt: skip
