@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ class EmbeddedGiven(nn.Module):
 
     def _embed(self, given: Tensor) -> Tensor:
         embedded: Tensor = self.embedding(given)
-        if embedded.shape[1:].numel() != self.embedded_shape.numel():
+        if math.prod(embedded.shape[1:]) != math.prod(self.embedded_shape):
             raise ValueError(
                 f"embedding has outputs of shape {tuple(embedded.shape[1:])}, but network reads "
                 f"{tuple(self.embedded_shape)}: build both for the same number of features"

@@ -19,6 +19,8 @@ three. Pixels outside the image are 0, the middle of the range.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,8 +64,8 @@ class NeighborPredictors(nn.Module):
             )
         self.num_predictors = num_predictors(shape[0])
         check_count(components, "components", at_least=self.num_predictors)
-        self.network, self.components = network, components
-        self.in_shape, self.levels, self.order = torch.Size(shape), levels, check_order(order, shape.numel())
+        self.network, self.components, self.levels, self.in_shape = network, components, levels, torch.Size(shape)
+        self.order = check_order(order, self.in_shape.numel())
         self.given_shape = getattr(network, "given_shape", None)
         self.num_classes = getattr(network, "num_classes", None)
         place = torch.tensor(self.order).argsort().reshape(shape)
@@ -80,7 +82,7 @@ class NeighborPredictors(nn.Module):
 
     def forward(self, x: Tensor, *given: Tensor) -> Tensor:
         raw, parameters = self.network(x, *given), self.gain.shape[0]
-        if raw.shape[1:].numel() != parameters * self.in_shape.numel():
+        if math.prod(raw.shape[1:]) != parameters * math.prod(self.in_shape):
             raise ValueError(
                 f"components is {self.components}, so network must have {parameters} parameters for each feature of "
                 f"{tuple(self.in_shape)}, but its output has shape {tuple(raw.shape[1:])}"
