@@ -92,11 +92,8 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
         steps = max(1, round(60 * options.minutes / a_step))
     seconds = fit(program, steps, options.validation)
     found = dgm.evaluate(program, test, num_particles=1, num_samples=SAMPLES, batch_size=32)
-    dgm.save(
-        program,
-        Path("bench")
-        / "_".join(("image_bits", train.name, name, *map(str, parts.values()), options.precision, str(seed))),
-    )
+    words = ("image_bits", train.name, name, *(f"{part}={value}" for part, value in parts.items()))
+    dgm.save(program, Path("bench") / "_".join((*words, options.precision, str(seed))))
     return {
         "model": name,
         **parts,
@@ -156,6 +153,8 @@ def main() -> None:
         "WebP": file_bits(test, "webp", lossless=True, quality=100, method=6),
     }.items():
         record({"model": model, "bits": bits.mean().item(), "stderr": (bits.std() / len(bits) ** 0.5).item()})
+    for name in options.models:  # refuses a part that a model does not have before hours of training
+        dgm.build(name, train, **dict(options.set))
     steps = options.steps * len(options.models) if len(options.steps) == 1 else options.steps
     for name, count in zip(options.models, steps, strict=True):
         record(trained(name, train, test, count, options))

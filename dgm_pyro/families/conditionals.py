@@ -630,6 +630,11 @@ class PredictedLogistic(DiscretizedLogistic):
             raise ValueError(
                 f"levels is {levels}, but the network reads {predicted.levels} levels: build both for the same integers"
             )
+        if predicted.in_shape != as_shape(event_shape):
+            raise ValueError(
+                f"event_shape is {tuple(as_shape(event_shape))}, but the network reads images of shape "
+                f"{tuple(predicted.in_shape)}: build both for the same images"
+            )
         super().__init__(event_shape, levels, components, predicted, given_shape=given_shape)
 
     def initial(self) -> Tensor:

@@ -58,6 +58,11 @@ class EmbeddedGiven(nn.Module):
                 f"embedding must say what it reads, but this {type(embedding).__name__} has no in_shape: use a network "
                 "of dgm.networks, or set its in_shape"
             )
+        if getattr(embedding, "given_shape", None) is not None:
+            raise ValueError(
+                f"embedding must read the given alone, but this {type(embedding).__name__} takes a given of its own: "
+                "build it without given_shape and num_classes"
+            )
         self.network, self.embedding, self.embedded_shape = network, embedding, torch.Size(shape)
         self.in_shape, self.given_shape = network.in_shape, given_shape
         self.num_classes = getattr(embedding, "num_classes", getattr(embedding, "num_embeddings", None))

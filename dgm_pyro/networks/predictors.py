@@ -68,7 +68,7 @@ class NeighborPredictors(nn.Module):
         self.order = check_order(order, self.in_shape.numel())
         self.given_shape = getattr(network, "given_shape", None)
         self.num_classes = getattr(network, "num_classes", None)
-        place = torch.tensor(self.order).argsort().reshape(shape)
+        place = torch.tensor(self.order, device="cpu").argsort().reshape(shape)
         before = place[:, :, :-1] < place[:, :, 1:], place[:, :-1] < place[:, 1:], place[:-1] < place[1:]
         for where, fits in zip(("to the left", "above", "at the channel before"), before, strict=True):
             if not fits.all():
@@ -102,7 +102,7 @@ class NeighborPredictors(nn.Module):
         rest = raw.dim() - 2
         before, after = self.components, 2 * self.components - self.num_predictors
         moved = F.pad(predicted, (0, 0) * rest + (before, after))
-        return raw.to(moved.dtype) * self.gain.reshape(-1, *(1,) * rest) + moved
+        return raw * self.gain.reshape(-1, *(1,) * rest) + moved
 
     def cache(self, batch_size: int, *given: Tensor) -> PredictorCache | None:
         """The network's cache and the features so far; None if the network has no cache."""

@@ -47,6 +47,11 @@ def test_networks_that_do_not_fit_are_refused(network, embedding, message):
         EmbeddedGiven(network, embedding)
 
 
+def test_an_embedding_with_a_given_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="this MLP takes a given of its own"):
+        EmbeddedGiven(MADE(3, 1, given_shape=(4,)), MLP((3,), 4, (4,), given_shape=(2,)))
+
+
 def test_another_number_of_features_is_named():
     network = EmbeddedGiven(MADE(3, 1, given_shape=(4,)), nn.Linear(2, 5))
     with pytest.raises(ValueError, match=r"embedding has outputs of shape \(5,\), but network reads \(4,\)"):

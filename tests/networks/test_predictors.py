@@ -99,6 +99,25 @@ def test_flat_images_cost_what_the_start_says():
     assert abs(-inside.mean().item() / math.log(2) - bits) < 0.05
 
 
+def test_a_double_network_computes_in_double():
+    network = PixelCNN((1, 4, 4), 15, width=4, layers=1, levels=9).double()
+    program = dgm.Autoregressive(dgm.PredictedLogistic((1, 4, 4), 9, 5, network))
+    assert program.raw_parameters(torch.zeros(1, 1, 4, 4, dtype=torch.long)).dtype == torch.float64
+
+
+def test_it_can_be_built_without_memory():
+    with torch.device("meta"):
+        factors = dgm.PredictedLogistic((1, 2, 2), 9, 5, CausalTransformer((1, 2, 2), 15, 8, 1, 2, levels=9))
+    assert factors.start.is_meta
+
+
+def test_another_shape_is_refused():
+    with pytest.raises(
+        ValueError, match=r"event_shape is \(1, 4, 5\), but the network reads images of shape \(1, 4, 4\)"
+    ):
+        dgm.PredictedLogistic((1, 4, 5), 9, 5, PixelCNN((1, 4, 4), 15, width=4, layers=1, levels=9))
+
+
 def serpentine(height, width):
     rows = torch.arange(height * width).reshape(height, width)
     return tuple(torch.cat([row if i % 2 == 0 else row.flip(0) for i, row in enumerate(rows)]).tolist())
