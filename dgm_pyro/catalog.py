@@ -189,8 +189,7 @@ def pixelcnn(data: Data, reads: Reads, *, predictors: bool | None = None, **swap
         if tuple(given[1:]) != tuple(shape[1:]):
             return PixelCNN(shape, per_feature, **options, **reads)
         # Every pixel reads the given image at every place.
-        maps = (MAPS, *shape[1:])
-        return EmbeddedGiven(PixelCNN(shape, per_feature, given_shape=maps, **options), ConvNet(given, maps))
+        return _pixelcnn_of_maps(shape, per_feature, lambda maps: ConvNet(given, maps), **options)
 
     check_type(predictors, bool | None, "predictors", "True, False or None")
     if predictors is None:
@@ -204,6 +203,14 @@ def pixelcnn(data: Data, reads: Reads, *, predictors: bool | None = None, **swap
         )
     components = COMPONENTS + num_predictors(shape[0])
     return Autoregressive(PredictedLogistic(shape, levels, components, network(3 * components)))
+
+
+def _pixelcnn_of_maps(
+    shape: Sequence[int], per_feature: int, embedding: Callable[[Sequence[int]], nn.Module], **options: Any
+) -> EmbeddedGiven:
+    """A PixelCNN that reads maps of what is given; ``embedding`` makes their network from the shape of the maps."""
+    maps = (MAPS, *shape[1:])
+    return EmbeddedGiven(PixelCNN(shape, per_feature, given_shape=maps, **options), embedding(maps))
 
 
 def transformer(data: Data, reads: Reads) -> Program:
@@ -653,9 +660,8 @@ def _pixelcnn(parts: Parts) -> Program:
     def network(per_feature: int) -> nn.Module:
         if not parts.convolutions:
             return PixelCNN(shape, per_feature, levels=data.levels, **parts.z_as_given())
-        maps = (MAPS, *shape[1:])
-        decoder = ConvDecoder(parts.shape, maps, **parts.convolutions, **parts.classes)
-        return EmbeddedGiven(PixelCNN(shape, per_feature, levels=data.levels, given_shape=maps), decoder)
+        decoder = lambda maps: ConvDecoder(parts.shape, maps, **parts.convolutions, **parts.classes)  # noqa: E731
+        return _pixelcnn_of_maps(shape, per_feature, decoder, levels=data.levels)
 
     return Autoregressive(conditional_for(data, network))
 

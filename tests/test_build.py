@@ -297,8 +297,7 @@ def test_images_have_a_grid_of_codes():
 
 def test_a_pixelcnn_has_as_many_stages_and_attention_blocks_as_asked():
     plain, asked = (build("pixelcnn", large(), **option) for option in ({}, {"stages": 2, "attention": 3}))
-    networks = [program.factors.network for program in (plain, asked)]
-    found = [(network.stages, len(network.attention)) for network in networks]
+    found = [(network.stages, len(network.attention)) for network in (plain.factors.network, asked.factors.network)]
     assert found == [(1, 0), (2, 3)]
     assert math.isfinite(dgm.fit(asked, large(), gradient_steps=1, progress=False, validation=None).losses[-1])
 

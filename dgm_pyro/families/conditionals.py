@@ -35,7 +35,7 @@ from dgm_pyro.checks import (
     check_type,
 )
 from dgm_pyro.families import distributions
-from dgm_pyro.networks.mlp import shape_read_by
+from dgm_pyro.networks.mlp import num_classes_read_by, shape_read_by
 from dgm_pyro.networks.predictors import NeighborPredictors
 from dgm_pyro.program import Conditional, call_network, check_no_distribution, inside, parameter_of
 from dgm_pyro.registry import register, replace_argument
@@ -92,7 +92,7 @@ class IndependentConditional(Conditional):
             if learned or parameters is not None:
                 raise ValueError("with a network, the parameters come from given: leave out learned and parameters")
             self.given_shape = shape_read_by(network) if given_shape is None else as_given_shape(given_shape)
-            self.num_classes = getattr(network, "num_classes", getattr(network, "num_embeddings", None))
+            self.num_classes = num_classes_read_by(network)
         elif given_shape is not None:
             raise ValueError("given_shape is the shape of a network's input: without a network, leave it out")
         else:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dgm_pyro.checks import check_type
 from dgm_pyro.networks.caches import Cache, cache_maker
-from dgm_pyro.networks.mlp import shape_read_by
+from dgm_pyro.networks.mlp import num_classes_read_by, shape_read_by
 from dgm_pyro.registry import register
 
 __all__ = ["EmbeddedGiven"]
@@ -65,7 +65,7 @@ class EmbeddedGiven(nn.Module):
             )
         self.network, self.embedding, self.embedded_shape = network, embedding, torch.Size(shape)
         self.in_shape, self.given_shape = network.in_shape, given_shape
-        self.num_classes = getattr(embedding, "num_classes", getattr(embedding, "num_embeddings", None))
+        self.num_classes = num_classes_read_by(embedding)
         self.levels = getattr(network, "levels", None)
         self.order: Any = getattr(network, "order", None)
 

@@ -168,6 +168,12 @@ def shape_read_by(network: nn.Module) -> Shape | None:
     return in_shape if in_shape is None or given_shape is None else (in_shape, given_shape)
 
 
+def num_classes_read_by(network: nn.Module) -> int | None:
+    """Number of classes of the labels that ``network`` reads; None if it declares none."""
+    num_classes: int | None = getattr(network, "num_classes", getattr(network, "num_embeddings", None))
+    return num_classes
+
+
 def check_given(network: nn.Module, given: Tensor | None) -> None:
     """Raise unless ``given`` is passed exactly if the network was built for it."""
     if (given is None) != (network.given_shape is None):

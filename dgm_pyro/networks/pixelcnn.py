@@ -258,7 +258,7 @@ class PixelCNN(nn.Module):
         self.within = None if depth == 1 else ChannelsBefore(depth, 2 * width)
 
     def _embedding(self, out_features: int, stage: int) -> nn.Module | None:
-        """Of ``given``, for a layer at this resolution."""
+        """A network that embeds ``given`` for a layer at this resolution; None without a given."""
         if self.given_shape is None:
             return None
         if len(self.given_shape) == 3 and self.given_shape[1:] == self.in_shape[1:]:
@@ -462,7 +462,7 @@ class CachedLayers:
             a = layer.vertical(F.pad(window, (self.reach, self.reach)))
             b = layer.across(a)
             if self.embeddings:
-                bias = self.embeddings[i]
+                bias = self.embeddings[i]  # of one row for a vector or a label
                 bias_a, bias_b = bias[:, :, row % bias.shape[2], None].chunk(2, 1)
                 a, b = a + bias_a, b + bias_b
             v = gate(a)

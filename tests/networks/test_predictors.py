@@ -89,7 +89,7 @@ def test_a_network_without_a_cache_samples_by_whole_passes():
 
 
 def test_flat_images_cost_what_the_start_says():
-    """Of 11 components of equal weight, 6 are at the value of the neighbors, with a scale of two levels."""
+    """Six of the 11 components, all of equal weight, are at the neighbors' value; their scale is two levels."""
     x = torch.arange(60, 200, 5).to(torch.uint8)[:, None, None, None].expand(-1, 3, 16, 16)
     silent = Constant((3, 16, 16), torch.zeros(33), 256)
     program = dgm.Autoregressive(dgm.PredictedLogistic((3, 16, 16), 256, 11, silent))
