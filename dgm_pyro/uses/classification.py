@@ -462,3 +462,8 @@ def answer(
 def share(true: Any) -> float:
     """Fraction of entries of ``true`` that are true."""
     return float(torch.as_tensor(true).double().mean())
+
+
+def share_stderr(share: float, count: int) -> float:
+    """Standard error of a fraction of ``count`` independent data."""
+    return math.sqrt(share * (1 - share) / count)

@@ -34,7 +34,6 @@ clustering accuracy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +68,7 @@ from dgm_pyro.program import (
     seeded,
 )
 from dgm_pyro.results import Result, Table, with_error
+from dgm_pyro.uses.classification import share_stderr
 
 __all__ = [
     "CURVES",
@@ -481,7 +481,7 @@ class Quality(Result):
 
     def stderr(self, accuracy: float) -> float:
         """Standard error of an accuracy on the test data."""
-        return math.sqrt(accuracy * (1 - accuracy) / self.num_test)
+        return share_stderr(accuracy, self.num_test)
 
     def cells(self) -> list[str]:
         """The numbers as a row of a table."""

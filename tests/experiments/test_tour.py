@@ -365,6 +365,24 @@ def test_its_numbers_are_plausible(quick):
     assert alarm[-1] > 0.95
 
 
+def test_its_table_has_the_errors_over_the_test_digits(quick):
+    out, printed, metrics = quick
+    test = dgm.data.load("digits", "test")[: stops.DIGITS.quick_sizes[1]]
+    by_class = next(program for program in metrics["programs"] if program["name"] == "pixels-by-class")
+    loaded = dgm.load(out / by_class["checkpoint"])
+    right = (loaded.classify(test.x) == test.y).double()
+    error = right.std(unbiased=False).item() / len(test) ** 0.5
+    (line,) = (line for line in printed.splitlines() if line.startswith(by_class["title"]))
+    assert f"{right.mean().item():.2f} ± {error:.2f}" in line
+    noisy = dgm.evaluate(loaded, corruptions.add_noise(test.x, comparison.ANOMALY_NOISE, 17)).values
+    # The share of noisy digits below each digit, and of digits above each noisy one: their variances (DeLong).
+    clean = dgm.evaluate(loaded, test).values
+    wins = (clean[:, None] > noisy).double() + 0.5 * (clean[:, None] == noisy)
+    error = math.sqrt(sum(each.var().item() / len(test) for each in (wins.mean(0), wins.mean(1))))
+    assert by_class["auroc_stderr"][comparison.NOISY] == pytest.approx(error, rel=1e-6)
+    assert f"{wins.mean().item():.3f} ± {error:.3f}" in line
+
+
 def test_its_checkpoints_are_the_programs_in_the_table(quick):
     out, _, metrics = quick
     test = dgm.data.load("digits", "test")[: stops.DIGITS.quick_sizes[1]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import math
 import time
@@ -16,6 +15,7 @@ from dgm_pyro.experiments import plots, report
 from dgm_pyro.experiments.tour.comparison import ANOMALY_NOISE, FALSE_ALARMS, NOISE, NOISY, SHUFFLED
 from dgm_pyro.experiments.tour.results import NUM_SHOWN, command, versions
 from dgm_pyro.families.labeled import Labeled
+from dgm_pyro.uses.classification import share_stderr
 from dgm_pyro.uses.corruptions import add_noise
 
 if TYPE_CHECKING:
@@ -97,9 +97,12 @@ def _results_table(tour: Tour) -> report.PageTable:
     best = _best_values([each for each, result in zip(rounded, tour.results, strict=True) if not result.stop.reference])
     columns, rows = _columns(tour), []
     for result, values in zip(tour.results, rounded, strict=True):
+        errors = _errors(result, len(tour.test))
         cells = {
             name: report.TableCell(
-                f"{value:.{DIGITS[name][0]}f}", strong=not result.stop.reference and value == best[name]
+                f"{value:.{DIGITS[name][0]}f}",
+                _error_note(errors.get(name, 0.0), DIGITS[name][0]),
+                strong=not result.stop.reference and value == best[name],
             )
             for name, value in values.items()
         }
@@ -108,13 +111,29 @@ def _results_table(tour: Tour) -> report.PageTable:
         if result.evidence is None:
             cells["bits/dim"] = report.TableCell("no p(x)")
         else:
-            cells["bits/dim"] = dataclasses.replace(cells["bits/dim"], note=f"± {result.evidence.stderr:.2f}")
             cells["kind"] = report.TableCell(result.evidence.kind)
         if result.history.epochs:
             cells["seconds"] = report.TableCell(f"{result.history.seconds:.0f}")
         rows.append([cells.get(column.name, report.TableCell("")) for column in columns])
     muted = frozenset(i for i, result in enumerate(tour.results) if result.stop.reference)
     return report.PageTable(columns, rows, muted)
+
+
+def _errors(result: StopResult, num_test: int) -> dict[str, float]:
+    """The standard errors of the measured values over the test data, by column."""
+    errors = {
+        "bits/dim": None if result.evidence is None else result.evidence.stderr,
+        "AUROC shuffled": result.separations[SHUFFLED].stderr if result.separations else None,
+        "AUROC noise": result.separations[NOISY].stderr if result.separations else None,
+        "probe": None if result.probe is None else share_stderr(result.probe, num_test),
+        "accuracy": None if result.accuracy is None else share_stderr(result.accuracy, num_test),
+    }
+    return {name: error for name, error in errors.items() if error is not None}
+
+
+def _error_note(error: float, digits: int) -> str:
+    """The error in small print; nothing where it rounds to 0."""
+    return f"± {error:.{digits}f}" if error >= 0.5 * 10**-digits else ""
 
 
 def _best_values(models: list[dict[str, float]]) -> dict[str, float | None]:
@@ -270,6 +289,7 @@ def _pictures(tour: Tour, result: StopResult) -> Iterator[report.Picture]:
             ),
             "program_reconstructions",
             title,
+            caption=words("program_reconstructions_caption"),
         )
     if result.scores and result.evidence is not None:
         scores = {"test digits": result.evidence.values, **result.scores}

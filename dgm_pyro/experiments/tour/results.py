@@ -29,7 +29,7 @@ from dgm_pyro.families.vae import VAE
 from dgm_pyro.program import Program, seeded
 from dgm_pyro.training.fit import History, fit
 from dgm_pyro.training.states import States
-from dgm_pyro.uses.anomaly import auroc
+from dgm_pyro.uses.anomaly import Separation, separation
 from dgm_pyro.uses.classification import beliefs, share
 from dgm_pyro.uses.corruptions import add_noise, shuffle_pixels
 from dgm_pyro.uses.representations import decode, encode, latents, probe
@@ -58,10 +58,15 @@ class StopResult:
         return math.inf if self.evidence is None else self.evidence.bits_per_dim
 
     @functools.cached_property
-    def aurocs(self) -> dict[str, float]:
+    def separations(self) -> dict[str, Separation]:
+        """How well a low log p(x) separates each kind of anomaly from test digits."""
         if self.evidence is None:
             return {}
-        return {kind: auroc(self.evidence.values, scores) for kind, scores in self.scores.items()}
+        return {kind: separation(-self.evidence.values, -scores) for kind, scores in self.scores.items()}
+
+    @property
+    def aurocs(self) -> dict[str, float]:
+        return {kind: each.auroc for kind, each in self.separations.items()}
 
     @property
     def parameters(self) -> int:
@@ -84,6 +89,7 @@ class StopResult:
             "epochs": len(self.history.epochs),
             "best_epoch": self.history.best_epoch,
             "auroc": self.aurocs,
+            "auroc_stderr": {kind: each.stderr for kind, each in self.separations.items()},
             "probe": self.probe,
             "accuracy": self.accuracy,
             "checkpoint": f"checkpoints/{self.stop.name}",
