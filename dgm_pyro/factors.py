@@ -55,6 +55,20 @@ _T = TypeVar("_T")
 Term = tuple[str, tuple[str, ...]]
 
 
+@dataclass(frozen=True)
+class ChainRule(Sequence[Term]):
+    """Each site given all sites before it, and ``given``: D terms with D (D - 1) / 2 parents, made one by one."""
+
+    sites: tuple[str, ...]
+    given: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.sites[i], (*self.sites[: range(len(self))[i]], *self.given)
+
+
 def is_cost(site: str) -> bool:
     """Whether an observed site states a divergence, by the naming convention of factors."""
     return site.endswith("_kl")
@@ -80,7 +94,7 @@ class Factor:
     event_shape: torch.Size | None
     family: str | None
     kind: str
-    chain: tuple[Term, ...] = ()
+    chain: Sequence[Term] = ()
     base: bool = False
 
     @property
@@ -150,33 +164,32 @@ class Formula:
         equations = [f"{style.factor(density, f)} = {self._expanded(density, f, style)}" for f in factors if f.expands]
         if len(factors) == len(equations) == 1:
             return equations
-        return [dotted([(f.site, style.factor(density, f)) for f in factors], style.dots), *equations]
+        product = dotted([f.site for f in factors], lambda i: style.factor(density, factors[i]), style.dots)
+        return [product, *equations]
 
     def _expanded(self, density: str, factor: Factor, style: _Text) -> str:
         if factor.base:
             taken = {f.site for f in (*self.joint, *(self.posterior or ()))}
             u = next(letter for letter in ("u", "v", "w", "b") if letter not in taken)
             return f"{style.density(density, u, factor.parents)} {style.determinant(u, factor.site)}"
-        terms = [(site, style.density(density, site, parents)) for site, parents in factor.chain]
-        within = [site for site, _ in factor.chain if site != factor.site]
-        written = dotted(terms, style.dots)
-        return style.integral(written, within) if len(within) < len(terms) else written
+        sites = [site for site, _ in factor.chain]
+        within = [site for site in sites if site != factor.site]
+        written = dotted(sites, lambda i: style.density(density, *factor.chain[i]), style.dots)
+        return style.integral(written, within) if len(within) < len(sites) else written
 
 
 def _kind_of_value(factor: Factor) -> str:
     return ", ".join(str(part) for part in (factor.family, tuple(factor.event_shape or ())) if part is not None)
 
 
-def dotted(terms: Sequence[tuple[str, str]], dots: str) -> str:
-    """The texts of (site, text), one after another, with dots in a run of numbered sites such as x_1 .. x_64."""
-    runs = [
-        [text for _, text in run]
-        for run in _cut_into_runs(terms, lambda first, second: _are_neighbors(first[0], second[0]))
-    ]
-    return " ".join(" ".join(run if len(run) <= WRITTEN_OUT else [*run[:2], dots, run[-1]]) for run in runs)
+def dotted(sites: Sequence[str], text: Callable[[int], str], dots: str) -> str:
+    """The texts of the sites by their places, with dots in a run of numbered sites such as x_1 .. x_64."""
+    runs = _cut_into_runs(range(len(sites)), lambda i, j: _are_neighbors(sites[i], sites[j]))
+    shown = (run if len(run) <= WRITTEN_OUT else [*run[:2], None, run[-1]] for run in runs)
+    return " ".join(dots if i is None else text(i) for run in shown for i in run)
 
 
-def _cut_into_runs(terms: Sequence[_T], goes_on: Callable[[_T, _T], bool]) -> list[list[_T]]:
+def _cut_into_runs(terms: Iterable[_T], goes_on: Callable[[_T, _T], bool]) -> list[list[_T]]:
     """``terms`` cut wherever ``goes_on`` is false for two neighbors."""
     runs: list[list[_T]] = []
     for term in terms:
@@ -244,12 +257,12 @@ class _Text:
         runs: dict[str, set[int]] = {}
         for stem, number in filter(None, map(_chain_index, parents)):
             runs.setdefault(stem, set()).add(number)
+        spans = {stem: (len(run), min(run), max(run)) for stem, run in runs.items()}
         names: list[str] = []
         for parent in parents:
             stem = (_chain_index(parent) or ("", 0))[0]
-            run = runs.get(stem, {0})
-            first, last = min(run), max(run)
-            if len(run) == 1 or len(run) < last - first + 1:
+            count, first, last = spans.get(stem, (1, 0, 0))
+            if count == 1 or count < last - first + 1:
                 written = [self.name(parent)]
             elif last == self.highest.get(stem) and first > 1:
                 written = [self.all_beyond(stem, ">", first - 1)]
@@ -328,7 +341,7 @@ class _Blank(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         base = _base_distribution(msg["fn"])
-        if msg["value"] is None and hasattr(base, "factors"):
+        if msg["value"] is None and hasattr(base, "blank"):
             msg["value"] = base.blank()
         elif msg["value"] is None and isinstance(base, ImproperUniform):
             transform = biject_to(msg["fn"].support)
@@ -456,7 +469,7 @@ def _factor_of_site(
         kind = "deterministic" if fixed else "factor"
     else:
         kind = "data" if (site["is_observed"] if latents is None else name not in latents) else "latent"
-    chain = tuple(base.factors(name, parents)) if is_chain else ()
+    chain = base.factors(name, parents) if is_chain else ()
     return Factor(name, parents, fn.event_shape, family, kind, chain, type(base) is TransformedDistribution)
 
 

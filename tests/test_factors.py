@@ -135,6 +135,28 @@ def test_printing_changes_nothing(name, unrolled):
     assert not any("unconstrained" in vars(parameter) for parameter in program.parameters())
 
 
+@pytest.mark.parametrize("name", ["any-order", "made", "pixelcnn", "transformer"])
+def test_no_feature_is_drawn_for_a_formula(name):
+    """A pass of the network for each of 3,072 sub-pixels would take minutes."""
+    program = dgm.build(name, dgm.Data(torch.zeros(20, 1, 8, 8, dtype=torch.uint8), levels=3))
+    passes = []
+    program.factors.network.register_forward_hook(lambda *_: passes.append(1))
+    program.formula()
+    assert 1 <= len(passes) <= 2
+
+
+def test_only_the_terms_that_are_shown_are_written(monkeypatch):
+    """Terms of all of x_1 .. x_D have D^2 / 2 parents."""
+    read, index = [], factors._chain_index
+    monkeypatch.setattr(factors, "_chain_index", lambda site: read.append(site) or index(site))
+    terms = factors.ChainRule(tuple(f"x_{i}" for i in range(1, 3073)), ("y",))
+    chain = factors.Factor("x", ("y",), torch.Size([3072]), "Autoregressive", "data", terms)
+    assert factors.Formula("chain", (chain,)).p == "p(x | y) = p(x_1 | y) p(x_2 | x_1, y) ... p(x_3072 | x_<3072, y)"
+    assert len(read) < 20 * 3072
+    assert terms[2] == ("x_3", ("x_1", "x_2", "y"))
+    assert terms[-1] == (terms.sites[-1], (*terms.sites[:-1], "y"))
+
+
 @both_forms
 def test_the_factors_are_the_whole_joint_and_its_latents(name, unrolled):
     case, program = CASES[name], built(name, unrolled)

@@ -272,6 +272,11 @@ class AnyOrderDistribution(TorchDistribution):
         # Keys and given are left small: they broadcast.
         return AnyOrderDistribution(self.program, self.keys, self.place, self.given, batch_shape)
 
+    def blank(self) -> Tensor:
+        """A value of the support, drawn by no pass."""
+        x = self.program.blank.expand(*self.batch_shape, *self.event_shape)
+        return x if self.program.levels is None else x.long()
+
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x | order, given) in nats, or its estimate, ``(*batch,)``."""
         terms = self._sum_event_dims(self.terms(value))

@@ -27,6 +27,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from dgm_pyro.factors import ChainRule
 from dgm_pyro.families.conditionals import IndependentConditional, check_factors
 from dgm_pyro.networks.caches import Cache, cache_maker
 from dgm_pyro.networks.masked import check_order
@@ -316,10 +317,9 @@ class AutoregressiveDistribution(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
-    def factors(self, name: str, given: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
+    def factors(self, name: str, given: tuple[str, ...]) -> ChainRule:
         """p(x_i | x_<i, given): each variable, and the names of the variables that it is conditioned on."""
-        names = [f"{name}_{i}" for i in range(1, len(self.program.order) + 1)]
-        return [(site, (*names[:i], *given)) for i, site in enumerate(names)]
+        return ChainRule(tuple(f"{name}_{i}" for i in range(1, len(self.program.order) + 1)), given)
 
     def blank(self) -> Tensor:
         return self.program.blank(self.batch_shape)

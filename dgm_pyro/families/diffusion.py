@@ -55,6 +55,7 @@ from torch.distributions import constraints, kl_divergence
 
 import dgm_pyro.noise as noise
 from dgm_pyro.checks import as_shape, check_choice, check_number
+from dgm_pyro.factors import Term
 from dgm_pyro.families import distributions
 from dgm_pyro.families.conditionals import Normal, check_levels, positive
 from dgm_pyro.families.samplers import Heun, Sampler, Spacing, Time, run_sampler, sampler_named, spacing_named
@@ -794,10 +795,10 @@ class ReverseChain(TorchDistribution):
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         return self.diffusion.run_chain(torch.Size(sample_shape) + self.batch_shape, self.given)
 
-    def factors(self, name: str, given: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
+    def factors(self, name: str, given: tuple[str, ...]) -> tuple[Term, ...]:
         """p(x_T) p(x_{T-1} | x_T, given) .. p(x | x_1, given): each variable and those that it is conditioned on."""
         names = [*(f"{name}_{t}" for t in range(self.diffusion.num_steps, 0, -1)), name]
-        return [(names[0], ()), *((site, (above, *given)) for above, site in itertools.pairwise(names))]
+        return ((names[0], ()), *((site, (above, *given)) for above, site in itertools.pairwise(names)))
 
     def blank(self) -> Tensor:
         return self.diffusion.zeros(*self.batch_shape)
