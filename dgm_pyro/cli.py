@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dgm_pyro.guesses import COMMANDS, EXTRA, FLAGS
+from dgm_pyro.malloc import keep_freed_memory
 from dgm_pyro.old_names import FLAGS as OLD_FLAGS
 from dgm_pyro.training.options import TrainingOptions, option_types, value_of
 
@@ -1116,6 +1117,7 @@ def list_names(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``dgm``; its exit status."""
+    keep_freed_memory()
     try:
         status = app(args=None if arguments is None else list(arguments), prog_name="dgm", standalone_mode=False)
         if status == INTERRUPTED:

@@ -15,7 +15,8 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 import dgm_pyro.noise as noise
@@ -229,7 +230,8 @@ def evaluate(
         num_samples: draws of an ELBO to average per datum; more draws lower the Monte Carlo error, not the bound.
         ode: whether to compute the density of the probability-flow ODE instead of the bound, for a
             `ContinuousDiffusion` of reals: see `ContinuousDiffusion.ode_log_prob`.
-        batch_size: data per batch; lower it if memory is short. The numbers do not depend on it.
+        batch_size: most data per batch; a processor takes fewer where the outputs of networks are large. Lower it if
+            memory is short. The numbers do not depend on it.
         seed: seed of the guide's draws, which belong to each datum (`noise.per_datum`): the value of a datum is a
             function of the datum, the program and the seed. The global random state does not change.
         device: device to compute on; default that of the program.
@@ -279,13 +281,20 @@ def evaluate(
         )
     total, unit = (len(data) * num_particles, "particle") if weighted else (len(data), "datum")
     bounds, keys = list[Bound](), list[Tensor]()
+    draws = 1 if kind != "elbo" else num_samples
     with (
         evaluating(program),
         seeded(seed, device),
         torch.no_grad(),
         tqdm(total=total, desc=kind, unit=unit, unit_scale=True, disable=not progress, leave=False) as bar,
     ):
-        for batch in data.taken(slice(start, start + batch_size) for start in range(0, len(data), batch_size)):
+        row = 1
+        if device.type == "cpu" and flow is None:
+            value, given, _ = part.arguments(data[:1])
+            with noise.per_datum(value, seed):
+                row = row_size(part, lambda: _exact_or_bound(part, value, given, 1, 1, lambda done: None))
+        size = min(batch_size, rows_at_once(row, draws))
+        for batch in data.taken(slice(start, start + size) for start in range(0, len(data), size)):
             batch = batch.to(device)
             value, given, _ = part.arguments(batch)
             keys.append(_datum_keys(value, batch).cpu())
@@ -297,7 +306,7 @@ def evaluate(
                 # A datum without missing values has the noise that it has among whole data, whose integers are hashed.
                 keyed = value if program.levels is None else value.nan_to_num(nan=-1).long()
                 with noise.per_datum(keyed, seed):
-                    bounds.append(_exact_or_bound(part, value, given, num_particles, num_samples, bar.update))
+                    bounds.append(_exact_or_bound(part, value, given, num_particles, num_samples, bar.update, row))
     return Evidence(
         values=torch.cat([bound.value for bound in bounds]).double().cpu(),
         kind=kind,
@@ -343,13 +352,19 @@ def _datum_keys(value: Tensor, data: Data) -> Tensor:
 
 
 def _exact_or_bound(
-    program: Program, x: Tensor, given: Any, num_particles: int, num_samples: int, advance: Callable[[float], Any]
+    program: Program,
+    x: Tensor,
+    given: Any,
+    num_particles: int,
+    num_samples: int,
+    advance: Callable[[float], Any],
+    row: int = 1,
 ) -> Bound:
     """log p(x): exact, or a bound by the ELBO of ``num_samples`` draws or by ``num_particles`` importance weights."""
     if isinstance(program, Labeled) and not program.tractable:
-        return _sum_over_labels(program, x, num_particles, num_samples, advance)
+        return _sum_over_labels(program, x, num_particles, num_samples, advance, row)
     if not program.tractable and num_particles > 1:
-        iwae = importance_bound(program, x, given, num_particles, advance)
+        iwae = importance_bound(program, x, given, num_particles, advance, row)
         return Bound(iwae, iwae)
     bound = ELBO(num_samples)(program, x, given)
     advance(len(x))
@@ -357,7 +372,7 @@ def _exact_or_bound(
 
 
 def _sum_over_labels(
-    program: Labeled, x: Tensor, num_particles: int, num_samples: int, advance: Callable[[float], Any]
+    program: Labeled, x: Tensor, num_particles: int, num_samples: int, advance: Callable[[float], Any], row: int
 ) -> Bound:
     """log sum_y p(x, y) with bounds on each p(x | y); the classifier q(y | x) is not used.
 
@@ -374,7 +389,13 @@ def _sum_over_labels(
     def of_classes() -> list[Bound]:
         return [
             _exact_or_bound(
-                program.program, x, y.expand(len(x)), num_particles, num_samples, lambda done: advance(done / passes)
+                program.program,
+                x,
+                y.expand(len(x)),
+                num_particles,
+                num_samples,
+                lambda done: advance(done / passes),
+                row,
             )
             for y in labels
         ]
@@ -409,6 +430,9 @@ ROWS_AT_ONCE = 2**14
 VALUES_AT_ONCE = 2**20
 """Most numbers that go through them at once, counted over all steps of a chain: 4 MiB of float32."""
 
+LARGEST_OUTPUT = 2**22
+"""Most numbers that a network returns at once on a processor: 16 MiB of float32. From 32 MiB on, glibc's malloc takes
+memory from the system anew for each operation. The system clears it, which can take longer than the operation."""
 
 BYTES_PER_VALUE = 2**14
 """Bytes on a GPU for each number that goes through the networks of an image model, including all activations."""
@@ -421,6 +445,7 @@ def importance_bound(
     given: Any = None,
     num_particles: int = 1,
     advance: Callable[[float], Any] = lambda done: None,
+    row: int = 1,
 ) -> Tensor:
     """The log-mean-exp of ``program.log_weights(x, given, num_particles)`` (IWAE), in nats, ``(B,)``.
 
@@ -429,9 +454,10 @@ def importance_bound(
 
     Args:
         advance: called after each chunk with its number of weights.
+        row: the `row_size` of the program, where it is known.
     """
     total = torch.tensor(-math.inf, device=x.device)
-    for _, size in noise.chunks(num_particles, particles_at_once(program, len(x))):
+    for _, size in noise.chunks(num_particles, particles_at_once(program, len(x), row)):
         weights = program.log_weights(x, given, size)
         total = torch.logaddexp(total, weights.logsumexp(0))
         advance(weights.numel())
@@ -447,12 +473,33 @@ def most_at_once(device: torch.device) -> tuple[int, int]:
     return times * ROWS_AT_ONCE, times * VALUES_AT_ONCE
 
 
-def particles_at_once(program: Program, num_data: int) -> int:
-    """Number of particles of each of ``num_data`` data that is within `most_at_once`."""
+def particles_at_once(program: Program, num_data: int, row: int = 1) -> int:
+    """Number of particles of each of ``num_data`` data that is within `most_at_once`; ``row`` is a `row_size`."""
     most_rows, most_values = most_at_once(parameter_of(program).device)
     chain = len(program.unroll().latents(program.variable) or ())
-    rows = min(most_rows, most_values // (max(1, program.event_shape.numel()) * max(1, chain)))
+    rows = min(most_rows, most_values // (max(1, program.event_shape.numel()) * max(1, chain)), rows_at_once(row))
     return max(1, rows // num_data)
+
+
+def row_size(program: Program, score_one: Callable[[], Any]) -> int:
+    """Most numbers that a network of ``program`` returns while one datum is scored."""
+    sizes = [1]
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        sizes.extend(part.numel() for part in tree_leaves(output) if isinstance(part, Tensor))
+
+    handles = [module.register_forward_hook(note) for module in program.modules() if module is not program]
+    try:
+        score_one()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(sizes)
+
+
+def rows_at_once(row: int, draws: int = 1) -> int:
+    """Number of data of which a processor scores ``draws`` draws at once, within `LARGEST_OUTPUT`."""
+    return max(1, LARGEST_OUTPUT // (row * draws))
 
 
 def _site_means(terms: list[dict[str, Tensor]]) -> dict[str, float]:

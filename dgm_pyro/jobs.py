@@ -23,6 +23,7 @@ import joblib
 from joblib.parallel import LokyBackend, SequentialBackend, get_active_backend
 
 from dgm_pyro.files import write_text
+from dgm_pyro.malloc import keep_freed_memory
 
 __all__ = ["Interrupted", "in_parallel", "in_this_process", "noted", "on_cluster", "processes", "send_by_value"]
 
@@ -174,6 +175,7 @@ def _run_uninterrupted(
     watch = threading.Thread(target=_watch_parent, args=(parent, stop, over), daemon=True)
     for each in OTHER:
         signal.signal(each, signal.default_int_handler)
+    keep_freed_memory()
     try:
         watch.start()
         return True, function(*task)

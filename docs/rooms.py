@@ -41,7 +41,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "results": "tables and what holds them",
         "sources": "reading of files",
     },
-    {"old_names": "of older files", "guesses": "of other libraries"},
+    {"old_names": "of older files", "guesses": "of other libraries", "malloc": "freed memory is kept"},
 )
 
 

@@ -258,6 +258,41 @@ def test_chunks_do_not_change_the_distribution_of_the_bound(monkeypatch):
     assert abs(spread) < 0.15  # 4.5 standard errors of the log of a ratio of spreads, with room for heavy tails
 
 
+@pytest.fixture
+def outputs(monkeypatch):
+    """A VAE with convolutions, data, the sizes of the networks' outputs in evaluation mode, and a limit for them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        data = dgm.Data(torch.randint(4, (30, 1, 16, 16), dtype=torch.uint8), levels=4)
+        program = dgm.build("vae", data)
+    sizes = []
+    for module in (*program.likelihood.network.modules(), *program.encoder.network.modules()):
+        module.register_forward_hook(lambda m, inputs, output: sizes.append(0 if m.training else output.numel()))
+    limit = 10 * max(sizes) if dgm.evaluate(program, data[:1], num_samples=1) and sizes else 0
+    monkeypatch.setattr(evaluation, "LARGEST_OUTPUT", limit)
+    return program, data, sizes, limit
+
+
+@pytest.mark.parametrize("draws", [{"num_samples": 3}, {"num_particles": 7}, {"num_particles": 100}])
+def test_no_output_of_a_network_is_larger_than_the_limit(monkeypatch, outputs, draws):
+    program, data, sizes, limit = outputs
+    sizes.clear()
+    found = dgm.evaluate(program, data, **draws).values
+    assert limit / 2 < max(sizes) <= limit
+    monkeypatch.setattr(evaluation, "LARGEST_OUTPUT", 2**30)
+    sizes.clear()
+    torch.testing.assert_close(dgm.evaluate(program, data, **draws).values, found, rtol=1e-5, atol=1e-5)
+    assert max(sizes) > limit
+
+
+def test_nor_is_one_of_a_validation(monkeypatch, outputs):
+    program, data, sizes, limit = outputs
+    options = {"epochs": 1, "batch_size": 8, "validation": data, "compile": False, "progress": False}
+    sizes.clear()
+    dgm.fit(program, data[:8], "iwae:3", **options)
+    assert limit / 2 < max(sizes) <= limit
+
+
 @pytest.mark.parametrize("name", ["vae-linear", "vae-two-levels", "diffusion-integers", "labeled-vae"])
 def test_memory_is_flat_in_the_number_of_particles(monkeypatch, name):
     """No network sees more rows at once than the budget, and in all it sees every particle of every datum."""

@@ -213,23 +213,23 @@ def _on_images(name: str, recipe: dict[str, Any], **others: Any) -> Stop:
 # benchmarks/choose_settings.py --images for the learning rates.
 IMAGE_STOPS: tuple[Stop, ...] = (
     *STOPS[:2],
-    _on_images("pixelcnn", {"epochs": 4, "lr": 4e-3, "batch_size": 16}, make=small_pixelcnn),
+    _on_images("pixelcnn", {"epochs": 6, "lr": 4e-3, "batch_size": 16}, make=small_pixelcnn),
     _on_images(
         "flow",
-        {"epochs": 2, "lr": 3e-3, "ema": 0.98, "batch_size": 16},
+        {"epochs": 3, "lr": 3e-3, "ema": 0.98, "batch_size": 16},
         title="multiscale flow",
         make=functools.partial(build, "realnvp"),
         ask={"num_particles": 4},
     ),
     _on_images(
         "vae",
-        {"epochs": 8, "lr": 2e-3, "ema": 0.99, "batch_size": 32},
+        {"epochs": 12, "lr": 2e-3, "ema": 0.99, "batch_size": 32},
         title="convolutional VAE",
         ask={"num_particles": 20},
     ),
     _on_images(
         "diffusion",
-        {"epochs": 4, "lr": 5e-3, "ema": 0.99, "batch_size": 16},
+        {"epochs": 6, "lr": 5e-3, "ema": 0.99, "batch_size": 16},
         title="diffusion, U-Net",
         make=small_diffusion,
     ),
