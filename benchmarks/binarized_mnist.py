@@ -26,6 +26,7 @@ import torch
 import dgm_pyro as dgm
 from dgm_pyro import flow
 from dgm_pyro.experiments import runs
+from dgm_pyro.malloc import keep_freed_memory
 from dgm_pyro.networks import MLP, ConvDecoder, ConvEncoder, EmbeddedGiven, PixelCNN
 
 DATA = "binarized-mnist"
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument("--evaluate-only", action="store_true", help="of runs that are there already")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     test = dgm.data.load(DATA, "test", data_dir=arguments.data_dir, num_data=arguments.num_data)
     for name in arguments.recipes:
         if not arguments.evaluate_only:

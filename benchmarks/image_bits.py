@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 import dgm_pyro as dgm
+from dgm_pyro.malloc import keep_freed_memory
 from dgm_pyro.training.options import value_of
 
 SAMPLES = 4  # draws of a bound for each image
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     if options.data is None and (options.train is None or options.test is None):
         parser.error("pass --data, or --train and --test")
     if options.data is None:

@@ -293,7 +293,7 @@ def evaluate(
             value, given, _ = part.arguments(data[:1])
             with noise.per_datum(value, seed):
                 row = row_size(part, lambda: _exact_or_bound(part, value, given, 1, 1, lambda done: None))
-        size = min(batch_size, rows_at_once(row, draws))
+        size = min(batch_size, rows_at_once(row * draws))
         for batch in data.taken(slice(start, start + size) for start in range(0, len(data), size)):
             batch = batch.to(device)
             value, given, _ = part.arguments(batch)
@@ -497,9 +497,9 @@ def row_size(program: Program, score_one: Callable[[], Any]) -> int:
     return max(sizes)
 
 
-def rows_at_once(row: int, draws: int = 1) -> int:
-    """Number of data of which a processor scores ``draws`` draws at once, within `LARGEST_OUTPUT`."""
-    return max(1, LARGEST_OUTPUT // (row * draws))
+def rows_at_once(row: int) -> int:
+    """Number of rows of this `row_size` that a processor scores at once, within `LARGEST_OUTPUT`."""
+    return max(1, LARGEST_OUTPUT // row)
 
 
 def _site_means(terms: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -213,7 +213,7 @@ def _on_images(name: str, recipe: dict[str, Any], **others: Any) -> Stop:
 # benchmarks/choose_settings.py --images for the learning rates.
 IMAGE_STOPS: tuple[Stop, ...] = (
     *STOPS[:2],
-    _on_images("pixelcnn", {"epochs": 6, "lr": 4e-3, "batch_size": 16}, make=small_pixelcnn),
+    _on_images("pixelcnn", {"epochs": 4, "lr": 4e-3, "batch_size": 16}, make=small_pixelcnn),
     _on_images(
         "flow",
         {"epochs": 3, "lr": 3e-3, "ema": 0.98, "batch_size": 16},
@@ -223,7 +223,7 @@ IMAGE_STOPS: tuple[Stop, ...] = (
     ),
     _on_images(
         "vae",
-        {"epochs": 12, "lr": 2e-3, "ema": 0.99, "batch_size": 32},
+        {"epochs": 8, "lr": 2e-3, "ema": 0.99, "batch_size": 32},
         title="convolutional VAE",
         ask={"num_particles": 20},
     ),
@@ -243,7 +243,7 @@ DIGITS = Plan(
 )
 IMAGES = Plan(
     "dgm tour --images",
-    12,
+    15,
     "glyphs-digits",
     "digits in the fonts of matplotlib, rotated and stretched at random",
     "of convolutional couplings at three resolutions",
