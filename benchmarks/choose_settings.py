@@ -32,8 +32,7 @@ from dgm_pyro.program import seeded
 Settings = dict[str, Any]
 
 # What the candidates of a program share, and what each has of its own: options of `fit`; "dropout" of all layers that
-# have it; "hidden" widths of a MADE, residual if they are several; "network" options of the image tour's PixelCNN. The
-# tour gives the programs, not their recipes.
+# have it; "hidden" widths of a MADE, residual if they are several. The tour gives the programs, not their recipes.
 CANDIDATES: dict[str, tuple[Settings, Sequence[Settings]]] = {
     "made": (
         {"lr": 3e-3, "weight_decay": 0.01},
@@ -92,17 +91,6 @@ CANDIDATES: dict[str, tuple[Settings, Sequence[Settings]]] = {
 
 # Of the tour of images.
 IMAGE_CANDIDATES: dict[str, tuple[Settings, Sequence[Settings]]] = {
-    "pixelcnn": (
-        {"weight_decay": 0.01, "batch_size": 16, "lr": 4e-3, "epochs": 4},
-        (
-            {},
-            {"network": {"layers": 3, "stages": 2}},
-            {"network": {"layers": 2, "stages": 3}},
-            {"network": {"layers": 2, "stages": 3, "width": 32}},
-            {"network": {"attention": 1}},
-            {"network": {"layers": 3, "stages": 2, "attention": 1}},
-        ),
-    ),
     "flow": (
         {"weight_decay": 0.01, "batch_size": 16, "ema": 0.98, "epochs": 2},
         ({"lr": 1e-3}, {"lr": 2e-3}, {"lr": 3e-3}),
@@ -114,12 +102,10 @@ IMAGE_CANDIDATES: dict[str, tuple[Settings, Sequence[Settings]]] = {
 }
 
 
-def program_of(
-    stop: Stop, data: dgm.Data, hidden: Sequence[int] | None, network: Settings, dropout: float | None
-) -> dgm.Program:
+def program_of(stop: Stop, data: dgm.Data, hidden: Sequence[int] | None, dropout: float | None) -> dgm.Program:
     """The tour's program, or a MADE of the widths ``hidden``; dropout is set after it is built."""
     if hidden is None:
-        program = stop.make(data, **network)
+        program = stop.make(data)
     else:
         classes = data.num_classes if stop.family == "labeled" else None
         options = {"residual": len(hidden) > 1, "levels": data.levels, "num_classes": classes, "dropout": 0.1}
@@ -147,9 +133,9 @@ def score(stop: Stop, program: dgm.Program, data: dgm.Data) -> Tensor:
 def tried(plan: Plan, stop: Stop, shared: Settings, settings: Settings, seed: int) -> dict[str, Any]:
     train, valid = dgm.data.load(plan.data, "train", num_data=plan.sizes[0]).split(0.1, seed=seed)
     options = shared | settings
-    hidden, network, dropout = options.pop("hidden", None), options.pop("network", {}), options.pop("dropout", None)
+    hidden, dropout = options.pop("hidden", None), options.pop("dropout", None)
     with seeded(seed, torch.device("cpu")):
-        program = program_of(stop, train, hidden, network, dropout)
+        program = program_of(stop, train, hidden, dropout)
     start = time.process_time()
     history = dgm.fit(program, train, validation=valid, seed=seed, progress=False, **options)
     seconds = time.process_time() - start

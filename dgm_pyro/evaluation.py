@@ -230,8 +230,8 @@ def evaluate(
         num_samples: draws of an ELBO to average per datum; more draws lower the Monte Carlo error, not the bound.
         ode: whether to compute the density of the probability-flow ODE instead of the bound, for a
             `ContinuousDiffusion` of reals: see `ContinuousDiffusion.ode_log_prob`.
-        batch_size: most data per batch; a processor takes fewer where the outputs of networks are large. Lower it if
-            memory is short. The numbers do not depend on it.
+        batch_size: maximum number of data per batch. On a CPU, batches are smaller where outputs of networks are large.
+            Lower it if memory is short. The numbers do not depend on it.
         seed: seed of the guide's draws, which belong to each datum (`noise.per_datum`): the value of a datum is a
             function of the datum, the program and the seed. The global random state does not change.
         device: device to compute on; default that of the program.
@@ -281,19 +281,25 @@ def evaluate(
         )
     total, unit = (len(data) * num_particles, "particle") if weighted else (len(data), "datum")
     bounds, keys = list[Bound](), list[Tensor]()
-    draws = 1 if kind != "elbo" else num_samples
+    draws = num_samples if kind == "elbo" else 1
+
+    def score(value: Tensor, *arguments: Any) -> Bound:
+        # A datum without missing values has the noise that it has among whole data, whose integers are hashed.
+        keyed = value if program.levels is None else value.nan_to_num(nan=-1).long()
+        with noise.per_datum(keyed, seed):
+            return _exact_or_bound(part, value, *arguments)
+
     with (
         evaluating(program),
         seeded(seed, device),
         torch.no_grad(),
         tqdm(total=total, desc=kind, unit=unit, unit_scale=True, disable=not progress, leave=False) as bar,
     ):
-        row = 1
-        if device.type == "cpu" and flow is None:
-            value, given, _ = part.arguments(data[:1])
-            with noise.per_datum(value, seed):
-                row = row_size(part, lambda: _exact_or_bound(part, value, given, 1, 1, lambda done: None))
-        size = min(batch_size, rows_at_once(row * draws))
+        size, most = batch_size, None
+        if device.type == "cpu" and flow is None and len(data) * max(draws, num_particles) > 1:
+            value, given, _ = part.arguments(data[:1].to(device))
+            most = max_rows(output_size(part, lambda: score(value, given, 1, 1, lambda done: None, None)))
+            size = min(batch_size, max(1, most // draws))
         for batch in data.taken(slice(start, start + size) for start in range(0, len(data), size)):
             batch = batch.to(device)
             value, given, _ = part.arguments(batch)
@@ -303,10 +309,7 @@ def evaluate(
                 bounds.append(Bound(density, density))
                 bar.update(len(value))
             else:
-                # A datum without missing values has the noise that it has among whole data, whose integers are hashed.
-                keyed = value if program.levels is None else value.nan_to_num(nan=-1).long()
-                with noise.per_datum(keyed, seed):
-                    bounds.append(_exact_or_bound(part, value, given, num_particles, num_samples, bar.update, row))
+                bounds.append(score(value, given, num_particles, num_samples, bar.update, most))
     return Evidence(
         values=torch.cat([bound.value for bound in bounds]).double().cpu(),
         kind=kind,
@@ -358,13 +361,13 @@ def _exact_or_bound(
     num_particles: int,
     num_samples: int,
     advance: Callable[[float], Any],
-    row: int = 1,
+    most: int | None,
 ) -> Bound:
     """log p(x): exact, or a bound by the ELBO of ``num_samples`` draws or by ``num_particles`` importance weights."""
     if isinstance(program, Labeled) and not program.tractable:
-        return _sum_over_labels(program, x, num_particles, num_samples, advance, row)
+        return _sum_over_labels(program, x, num_particles, num_samples, advance, most)
     if not program.tractable and num_particles > 1:
-        iwae = importance_bound(program, x, given, num_particles, advance, row)
+        iwae = importance_bound(program, x, given, num_particles, advance, most)
         return Bound(iwae, iwae)
     bound = ELBO(num_samples)(program, x, given)
     advance(len(x))
@@ -372,7 +375,7 @@ def _exact_or_bound(
 
 
 def _sum_over_labels(
-    program: Labeled, x: Tensor, num_particles: int, num_samples: int, advance: Callable[[float], Any], row: int
+    program: Labeled, x: Tensor, num_particles: int, num_samples: int, advance: Callable[[float], Any], most: int | None
 ) -> Bound:
     """log sum_y p(x, y) with bounds on each p(x | y); the classifier q(y | x) is not used.
 
@@ -395,7 +398,7 @@ def _sum_over_labels(
                 num_particles,
                 num_samples,
                 lambda done: advance(done / passes),
-                row,
+                most,
             )
             for y in labels
         ]
@@ -430,9 +433,9 @@ ROWS_AT_ONCE = 2**14
 VALUES_AT_ONCE = 2**20
 """Most numbers that go through them at once, counted over all steps of a chain: 4 MiB of float32."""
 
-LARGEST_OUTPUT = 2**22
-"""Most numbers that a network returns at once on a processor: 16 MiB of float32. From 32 MiB on, glibc's malloc takes
-memory from the system anew for each operation. The system clears it, which can take longer than the operation."""
+LARGEST_OUTPUT = 2**24
+"""Most bytes that a network returns at once on a CPU, unless a single datum needs more. From 32 MiB on, glibc's malloc
+takes memory from the system anew for each operation. The system clears it, which can take longer than the operation."""
 
 BYTES_PER_VALUE = 2**14
 """Bytes on a GPU for each number that goes through the networks of an image model, including all activations."""
@@ -445,7 +448,7 @@ def importance_bound(
     given: Any = None,
     num_particles: int = 1,
     advance: Callable[[float], Any] = lambda done: None,
-    row: int = 1,
+    most: int | None = None,
 ) -> Tensor:
     """The log-mean-exp of ``program.log_weights(x, given, num_particles)`` (IWAE), in nats, ``(B,)``.
 
@@ -454,10 +457,10 @@ def importance_bound(
 
     Args:
         advance: called after each chunk with its number of weights.
-        row: the `row_size` of the program, where it is known.
+        most: maximum number of rows, particles times data, per pass, where it is known.
     """
     total = torch.tensor(-math.inf, device=x.device)
-    for _, size in noise.chunks(num_particles, particles_at_once(program, len(x), row)):
+    for _, size in noise.chunks(num_particles, particles_at_once(program, len(x), most)):
         weights = program.log_weights(x, given, size)
         total = torch.logaddexp(total, weights.logsumexp(0))
         advance(weights.numel())
@@ -473,22 +476,26 @@ def most_at_once(device: torch.device) -> tuple[int, int]:
     return times * ROWS_AT_ONCE, times * VALUES_AT_ONCE
 
 
-def particles_at_once(program: Program, num_data: int, row: int = 1) -> int:
-    """Number of particles of each of ``num_data`` data that is within `most_at_once`; ``row`` is a `row_size`."""
+def particles_at_once(program: Program, num_data: int, most: int | None = None) -> int:
+    """Number of particles of each of ``num_data`` data that is within `most_at_once`, and within ``most`` rows."""
     most_rows, most_values = most_at_once(parameter_of(program).device)
     chain = len(program.unroll().latents(program.variable) or ())
-    rows = min(most_rows, most_values // (max(1, program.event_shape.numel()) * max(1, chain)), rows_at_once(row))
-    return max(1, rows // num_data)
+    rows = min(most_rows, most_values // (max(1, program.event_shape.numel()) * max(1, chain)))
+    return max(1, (rows if most is None else min(rows, most)) // num_data)
 
 
-def row_size(program: Program, score_one: Callable[[], Any]) -> int:
-    """Most numbers that a network of ``program`` returns while one datum is scored."""
+def output_size(program: Program, score_one: Callable[[], Any]) -> int:
+    """Largest output of a network of ``program``, in bytes, when one datum is scored.
+
+    Parametrizations, whose outputs are weights, do not count.
+    """
     sizes = [1]
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        sizes.extend(part.numel() for part in tree_leaves(output) if isinstance(part, Tensor))
+        sizes.extend(part.nbytes for part in tree_leaves(output) if isinstance(part, Tensor))
 
-    handles = [module.register_forward_hook(note) for module in program.modules() if module is not program]
+    networks = [module for name, module in program.named_modules() if name and "parametrizations" not in name]
+    handles = [module.register_forward_hook(note) for module in networks]
     try:
         score_one()
     finally:
@@ -497,9 +504,9 @@ def row_size(program: Program, score_one: Callable[[], Any]) -> int:
     return max(sizes)
 
 
-def rows_at_once(row: int) -> int:
-    """Number of rows of this `row_size` that a processor scores at once, within `LARGEST_OUTPUT`."""
-    return max(1, LARGEST_OUTPUT // row)
+def max_rows(size: int) -> int:
+    """Maximum number of rows per pass on a CPU, if a row has an `output_size` of ``size`` bytes."""
+    return max(1, LARGEST_OUTPUT // size)
 
 
 def _site_means(terms: list[dict[str, Tensor]]) -> dict[str, float]:

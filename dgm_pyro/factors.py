@@ -18,7 +18,7 @@ import re
 import types
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import pyro
 import torch
@@ -57,7 +57,7 @@ Term = tuple[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class ChainRule(Sequence[Term]):
-    """Each site given all sites before it, and ``given``: D terms with D (D - 1) / 2 parents, made one by one."""
+    """The terms p(x_i | x_<i, given). Each is made on access, because D terms hold D (D - 1) / 2 parents."""
 
     sites: tuple[str, ...]
     given: tuple[str, ...]
@@ -65,8 +65,14 @@ class ChainRule(Sequence[Term]):
     def __len__(self) -> int:
         return len(self.sites)
 
-    def __getitem__(self, i: Any) -> Any:
-        return self.sites[i], (*self.sites[: range(len(self))[i]], *self.given)
+    @overload
+    def __getitem__(self, place: int, /) -> Term: ...
+    @overload
+    def __getitem__(self, place: slice, /) -> tuple[Term, ...]: ...
+    def __getitem__(self, place: int | slice, /) -> Term | tuple[Term, ...]:
+        if isinstance(place, slice):
+            return tuple(self[i] for i in range(len(self))[place])
+        return self.sites[place], (*self.sites[: range(len(self))[place]], *self.given)
 
 
 def is_cost(site: str) -> bool:
@@ -172,7 +178,7 @@ class Formula:
             taken = {f.site for f in (*self.joint, *(self.posterior or ()))}
             u = next(letter for letter in ("u", "v", "w", "b") if letter not in taken)
             return f"{style.density(density, u, factor.parents)} {style.determinant(u, factor.site)}"
-        sites = [site for site, _ in factor.chain]
+        sites = factor.chain.sites if isinstance(factor.chain, ChainRule) else [site for site, _ in factor.chain]
         within = [site for site in sites if site != factor.site]
         written = dotted(sites, lambda i: style.density(density, *factor.chain[i]), style.dots)
         return style.integral(written, within) if len(within) < len(sites) else written
@@ -183,7 +189,11 @@ def _kind_of_value(factor: Factor) -> str:
 
 
 def dotted(sites: Sequence[str], text: Callable[[int], str], dots: str) -> str:
-    """The texts of the sites by their places, with dots in a run of numbered sites such as x_1 .. x_64."""
+    """The texts of the sites, joined. Dots shorten a long run such as x_1 .. x_64.
+
+    Args:
+        text: writes the site at a place; it is called only for the sites shown.
+    """
     runs = _cut_into_runs(range(len(sites)), lambda i, j: _are_neighbors(sites[i], sites[j]))
     shown = (run if len(run) <= WRITTEN_OUT else [*run[:2], None, run[-1]] for run in runs)
     return " ".join(dots if i is None else text(i) for run in shown for i in run)

@@ -1,4 +1,4 @@
-"""How the process keeps its memory."""
+"""Settings of glibc's malloc."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import platform
 __all__ = ["keep_freed_memory"]
 
 # Of malloc.h.
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-LARGEST = 2**31 - 1
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 TOP_PAD = 2**26
 
 
@@ -22,7 +21,7 @@ def keep_freed_memory() -> bool:
     process then keeps the most memory that it ever needed, until it ends. ``dgm`` calls this for its own processes.
 
     Returns:
-        Whether malloc was told so: not without glibc, nor where the environment already configures malloc.
+        Whether the settings took effect. False without glibc, or if the environment configures malloc.
 
     Source: the manual page of mallopt.
     """
@@ -30,5 +29,5 @@ def keep_freed_memory() -> bool:
     if configured or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    options = {M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: LARGEST, M_TOP_PAD: TOP_PAD}
-    return all(mallopt(option, value) for option, value in options.items())
+    done = [mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, -1), mallopt(M_TOP_PAD, TOP_PAD)]
+    return all(done)

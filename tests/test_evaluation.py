@@ -267,8 +267,9 @@ def outputs(monkeypatch):
         program = dgm.build("vae", data)
     sizes = []
     for module in (*program.likelihood.network.modules(), *program.encoder.network.modules()):
-        module.register_forward_hook(lambda m, inputs, output: sizes.append(0 if m.training else output.numel()))
-    limit = 10 * max(sizes) if dgm.evaluate(program, data[:1], num_samples=1) and sizes else 0
+        module.register_forward_hook(lambda m, inputs, output: sizes.append(0 if m.training else output.nbytes))
+    dgm.evaluate(program, data[:1], num_samples=1)
+    limit = 10 * max(sizes)
     monkeypatch.setattr(evaluation, "LARGEST_OUTPUT", limit)
     return program, data, sizes, limit
 
@@ -279,13 +280,27 @@ def test_no_output_of_a_network_is_larger_than_the_limit(monkeypatch, outputs, d
     sizes.clear()
     found = dgm.evaluate(program, data, **draws).values
     assert limit / 2 < max(sizes) <= limit
-    monkeypatch.setattr(evaluation, "LARGEST_OUTPUT", 2**30)
+    monkeypatch.setattr(evaluation, "LARGEST_OUTPUT", 2**40)
     sizes.clear()
     torch.testing.assert_close(dgm.evaluate(program, data, **draws).values, found, rtol=1e-5, atol=1e-5)
     assert max(sizes) > limit
 
 
-def test_nor_is_one_of_a_validation(monkeypatch, outputs):
+def test_a_weight_is_no_output():
+    plain, weighted = (
+        dgm.Normal(4, nn.Sequential(layer, nn.ReLU(), nn.Linear(64, 8)))
+        for layer in (nn.Linear(3, 64), torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 64)))
+    )
+    x, given = torch.zeros(1, 4, dtype=torch.float32), torch.zeros(1, 3, dtype=torch.float32)
+    for each in (plain, weighted):
+        each.float()
+    sizes = [evaluation.output_size(each, lambda each=each: each.log_prob(x, given)) for each in (plain, weighted)]
+    assert sizes == [4 * 64, 4 * 64]
+    double = plain.double()
+    assert evaluation.output_size(double, lambda: double.log_prob(x.double(), given.double())) == 8 * 64
+
+
+def test_validation_keeps_outputs_within_the_limit(outputs):
     program, data, sizes, limit = outputs
     options = {"epochs": 1, "batch_size": 8, "validation": data, "compile": False, "progress": False}
     sizes.clear()

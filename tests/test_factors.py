@@ -137,7 +137,7 @@ def test_printing_changes_nothing(name, unrolled):
 
 @pytest.mark.parametrize("name", ["any-order", "made", "pixelcnn", "transformer"])
 def test_no_feature_is_drawn_for_a_formula(name):
-    """A pass of the network for each of 3,072 sub-pixels would take minutes."""
+    """Drawing x takes one pass of the network per feature."""
     program = dgm.build(name, dgm.Data(torch.zeros(20, 1, 8, 8, dtype=torch.uint8), levels=3))
     passes = []
     program.factors.network.register_forward_hook(lambda *_: passes.append(1))
@@ -154,6 +154,7 @@ def test_only_the_terms_that_are_shown_are_written(monkeypatch):
     assert factors.Formula("chain", (chain,)).p == "p(x | y) = p(x_1 | y) p(x_2 | x_1, y) ... p(x_3072 | x_<3072, y)"
     assert len(read) < 20 * 3072
     assert terms[2] == ("x_3", ("x_1", "x_2", "y"))
+    assert terms[1:3] == (("x_2", ("x_1", "y")), ("x_3", ("x_1", "x_2", "y")))
     assert terms[-1] == (terms.sites[-1], (*terms.sites[:-1], "y"))
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from dgm_pyro.checks import check_path, check_type, suggesting, warn
 from dgm_pyro.data import Batches, Data
-from dgm_pyro.evaluation import as_data, evaluating, find_device, row_size, rows_at_once
+from dgm_pyro.evaluation import as_data, evaluating, find_device, max_rows, output_size
 from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.missing import observed_part
 from dgm_pyro.families.standardized import core_of
@@ -253,7 +253,7 @@ class Training:
         # The program that scores batches: the program itself, or `Observed`.
         self.scored = observed_part(program, incomplete)
         self.held_out = held_out
-        self._row: int | None = None  # its `row_size`, once it was scored
+        self._output_size: int | None = None  # of one held-out datum
         self.average = None if options.ema is None else _Average(program, options.ema)
         self.step = Step(maximize, self.scored, options.precision)
         self.watch = _FirstNonFinite(program.variable, self.parameters, self.device)
@@ -649,10 +649,10 @@ class Training:
             return objective(program, value, given, observed).value.double().sum()
 
         if self.device.type == "cpu":
-            if self._row is None:
+            if self._output_size is None:
                 with evaluating(program), seeded(self.options.seed, self.device), torch.no_grad():
-                    self._row = row_size(program, lambda: score(data[:1]))
-            size = min(size, rows_at_once(self._row))
+                    self._output_size = output_size(program, lambda: score(data[:1]))
+            size = min(size, max_rows(self._output_size))
         starts = range(0, len(data), size)[processes.rank :: processes.world_size]
         with evaluating(program), seeded(self.options.seed + processes.rank, self.device), torch.no_grad():
             for batch in data.taken(slice(start, start + size) for start in starts):

@@ -37,7 +37,7 @@ class Stop:
     name: str
     title: str
     family: str
-    make: Callable[..., Program]
+    make: Callable[[Data], Program]
     recipe: dict[str, Any] | None = None
     quick_epochs: int = 0
     ask: dict[str, Any] = field(default_factory=dict)
@@ -96,10 +96,13 @@ def independent_pixels_by_class(data: Data) -> Program:
     return Labeled(prior, Categorical(data.event_shape, levels_of(data), pixels))
 
 
-def small_pixelcnn(data: Data, width: int = 24, layers: int = 6, kernel_size: int = 5, **options: Any) -> Program:
+def small_pixelcnn(data: Data) -> Program:
     """A PixelCNN that is smaller than that of `build`, to train in minutes."""
-    options = {"width": width, "layers": layers, "kernel_size": kernel_size, "levels": data.levels} | options
-    return Autoregressive(conditional_for(data, lambda p: PixelCNN(data.event_shape, p, **options)))
+    return Autoregressive(
+        conditional_for(
+            data, lambda p: PixelCNN(data.event_shape, p, width=24, layers=6, kernel_size=5, levels=data.levels)
+        )
+    )
 
 
 def small_diffusion(data: Data) -> Program:
