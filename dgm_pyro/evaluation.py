@@ -298,7 +298,7 @@ def evaluate(
         size, most = batch_size, None
         if device.type == "cpu" and flow is None and len(data) * max(draws, num_particles) > 1:
             value, given, _ = part.arguments(data[:1].to(device))
-            most = max_rows(output_size(part, lambda: score(value, given, 1, 1, lambda done: None, None)))
+            most = rows_within_limit(output_size(part, lambda: score(value, given, 1, 1, lambda done: None, None)))
             size = min(batch_size, max(1, most // draws))
         for batch in data.taken(slice(start, start + size) for start in range(0, len(data), size)):
             batch = batch.to(device)
@@ -504,9 +504,9 @@ def output_size(program: Program, score_one: Callable[[], Any]) -> int:
     return max(sizes)
 
 
-def max_rows(size: int) -> int:
-    """Maximum number of rows per pass on a CPU, if a row has an `output_size` of ``size`` bytes."""
-    return max(1, LARGEST_OUTPUT // size)
+def rows_within_limit(num_bytes: int) -> int:
+    """Maximum number of rows per pass on a CPU, if the `output_size` of one is ``num_bytes``."""
+    return max(1, LARGEST_OUTPUT // num_bytes)
 
 
 def _site_means(terms: list[dict[str, Tensor]]) -> dict[str, float]:

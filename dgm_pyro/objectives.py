@@ -265,11 +265,6 @@ class FreeBits(VariationalBound):
         i = "_i" if self.per_feature else ""
         return rf"E_{{q(z \mid x)}} [\log p(x \mid z)] - {sites}({self.nats:g}, KL(q(z{i} \mid x) \,\|\, p(z{i})))"
 
-    @property
-    def validation(self) -> ELBO:
-        """The ELBO: the floors are of a batch, so their value depends on the size of the batches."""
-        return ELBO()
-
     def bound(self, program: Program, x: Tensor, given: Any, observed: dict[str, Tensor] | None) -> Bound:
         model, guide = traces(program, x, given, observed=observed)
         bound = elbo_of_traces(model, guide, (x.shape[0],))

@@ -21,7 +21,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from torch.func import functional_call
 
 import dgm_pyro as dgm
-from dgm_pyro import ELBO, IWAE, SemiSupervised, networks, noise
+from dgm_pyro import ELBO, IWAE, SemiSupervised, networks
 from dgm_pyro.networks import MLP
 from dgm_pyro.objectives import (
     COMPARISONS,
@@ -627,21 +627,6 @@ def test_every_objective_takes_every_program(name, text):
     assert bound.value.shape == bound.surrogate.shape == (4,)
     torch.testing.assert_close(bound.value, bound.surrogate)
     assert all(term.shape == (4,) for term in [*bound.kl.values(), *bound.reconstruction.values()])
-
-
-@pytest.mark.parametrize("text", [text for text in EVERYWHERE if text != "enumerate"])
-def test_what_validates_is_a_sum_over_data(text):
-    """So that a validation loss does not depend on the batches: a datum's term is the same in every batch."""
-    program, objective = CASES["vae-linear"].build(), objective_named(text)
-    objective = getattr(objective, "validation", objective)
-    x, _ = CASES["vae-linear"].draw(program, 6)
-
-    def terms(rows):
-        with noise.per_datum(x[rows], seed=2):
-            return objective(program, x[rows]).value
-
-    whole = terms(torch.arange(6))
-    torch.testing.assert_close(torch.cat([terms(rows) for rows in torch.arange(6).split(1)]), whole)
 
 
 def test_known_bounds_are_known():

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from dgm_pyro.checks import check_path, check_type, suggesting, warn
 from dgm_pyro.data import Batches, Data
-from dgm_pyro.evaluation import as_data, evaluating, find_device, max_rows, output_size
+from dgm_pyro.evaluation import as_data, evaluating, find_device
 from dgm_pyro.families.columns import Columns
 from dgm_pyro.families.missing import observed_part
 from dgm_pyro.families.standardized import core_of
@@ -253,7 +253,6 @@ class Training:
         # The program that scores batches: the program itself, or `Observed`.
         self.scored = observed_part(program, incomplete)
         self.held_out = held_out
-        self._output_size: int | None = None  # of one held-out datum
         self.average = None if options.ema is None else _Average(program, options.ema)
         self.step = Step(maximize, self.scored, options.precision)
         self.watch = _FirstNonFinite(program.variable, self.parameters, self.device)
@@ -643,20 +642,11 @@ class Training:
         # Larger batches than in training, because no graph is kept; but particles take as much memory as data.
         draws = getattr(objective, "num_particles", getattr(objective, "num_samples", 1))
         size = max(self.options.batch_size, 4 * self.options.batch_size // draws)
-
-        def score(batch: Data) -> Tensor:
-            value, given, observed = program.arguments(batch.to(self.device))
-            return objective(program, value, given, observed).value.double().sum()
-
-        if self.device.type == "cpu":
-            if self._output_size is None:
-                with evaluating(program), seeded(self.options.seed, self.device), torch.no_grad():
-                    self._output_size = output_size(program, lambda: score(data[:1]))
-            size = min(size, max_rows(self._output_size))
         starts = range(0, len(data), size)[processes.rank :: processes.world_size]
         with evaluating(program), seeded(self.options.seed + processes.rank, self.device), torch.no_grad():
             for batch in data.taken(slice(start, start + size) for start in starts):
-                total -= score(batch)
+                value, given, observed = program.arguments(batch.to(self.device))
+                total -= objective(program, value, given, observed).value.double().sum()
         summed = processes.total(total).item()  # the only wait for the device
         if not math.isfinite(summed):
             raise NonFiniteLossError(
