@@ -296,9 +296,13 @@ def evaluate(
         tqdm(total=total, desc=kind, unit=unit, unit_scale=True, disable=not progress, leave=False) as bar,
     ):
         size, most = batch_size, None
-        if device.type == "cpu" and flow is None and len(data) * max(draws, num_particles) > 1:
-            value, given, _ = part.arguments(data[:1].to(device))
-            most = rows_within_limit(output_size(part, lambda: score(value, given, 1, 1, lambda done: None, None)))
+        if device.type == "cpu" and flow is None and len(data) > 1:
+
+            def score_first(count: int) -> Bound:
+                value, given, _ = part.arguments(data[:count].to(device))
+                return score(value, given, 1, 1, lambda done: None, None)
+
+            most = rows_within_limit(output_size(part, score_first))
             size = min(batch_size, max(1, most // draws))
         for batch in data.taken(slice(start, start + size) for start in range(0, len(data), size)):
             batch = batch.to(device)
@@ -484,24 +488,35 @@ def particles_at_once(program: Program, num_data: int, most: int | None = None) 
     return max(1, (rows if most is None else min(rows, most)) // num_data)
 
 
-def output_size(program: Program, score_one: Callable[[], Any]) -> int:
-    """Largest output of a network of ``program``, in bytes, when one datum is scored.
+def output_size(program: Program, score_first: Callable[[int], Any]) -> int:
+    """Largest output of a network of ``program`` for one datum, in bytes.
 
-    Parametrizations, whose outputs are weights, do not count.
+    It is the growth from one datum to two: outputs such as weights and the codes of pseudo-inputs do not grow.
+
+    Args:
+        score_first: scores so many data.
     """
-    sizes = [1]
-
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        sizes.extend(part.nbytes for part in tree_leaves(output) if isinstance(part, Tensor))
-
-    networks = [module for name, module in program.named_modules() if name and "parametrizations" not in name]
-    handles = [module.register_forward_hook(note) for module in networks]
+    sizes: dict[int, list[int]] = {1: [], 2: []}
+    handles = []
     try:
-        score_one()
+        for count, found in sizes.items():
+
+            def note(module: nn.Module, inputs: Any, output: Any, found: list[int] = found) -> None:
+                tensors = [part for part in tree_leaves(output) if isinstance(part, Tensor)]
+                found.append(max((part.numel() * part.element_size() for part in tensors), default=0))
+
+            handles = [
+                module.register_forward_hook(note)
+                for module in program.modules()
+                if module is not program and not isinstance(module, torch.jit.ScriptModule)
+            ]
+            score_first(count)
+            while handles:
+                handles.pop().remove()
     finally:
         for handle in handles:
             handle.remove()
-    return max(sizes)
+    return max([1, *(two - one for one, two in zip(sizes[1], sizes[2], strict=False))])
 
 
 def rows_within_limit(num_bytes: int) -> int:

@@ -18,7 +18,8 @@ def keep_freed_memory() -> bool:
 
     By default malloc returns a freed block of 32 MiB or more at once, and freed memory at the end of the heap. The
     system clears the pages that it hands out again, which can take longer than the operation that fills them. The
-    process then keeps the most memory that it ever needed, until it ends. ``dgm`` calls this for its own processes.
+    process then keeps what it has needed until it ends, with the holes between its tensors. ``dgm`` calls this for its
+    own processes.
 
     Returns:
         Whether the settings took effect. False without glibc, or if the environment configures malloc.

@@ -286,18 +286,48 @@ def test_no_output_of_a_network_is_larger_than_the_limit(monkeypatch, outputs, d
     assert max(sizes) > limit
 
 
-def test_a_weight_is_no_output():
-    plain, weighted = (
-        dgm.Normal(4, nn.Sequential(layer, nn.ReLU(), nn.Linear(64, 8)))
-        for layer in (nn.Linear(3, 64), torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 64)))
-    )
-    x, given = torch.zeros(1, 4, dtype=torch.float32), torch.zeros(1, 3, dtype=torch.float32)
-    for each in (plain, weighted):
-        each.float()
-    sizes = [evaluation.output_size(each, lambda each=each: each.log_prob(x, given)) for each in (plain, weighted)]
-    assert sizes == [4 * 64, 4 * 64]
-    double = plain.double()
-    assert evaluation.output_size(double, lambda: double.log_prob(x.double(), given.double())) == 8 * 64
+class Graph(nn.Module):
+    """A submodule returns a sparse matrix, and another one is a script."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix, self.last = Sparse(), torch.jit.script(nn.Linear(3, 4))
+
+    def forward(self, x):
+        return self.last(torch.sparse.mm(self.matrix(), x.T).T)
+
+
+class Sparse(nn.Module):
+    def forward(self):
+        return torch.eye(3, dtype=torch.float32).to_sparse()
+
+
+def test_the_size_of_an_output_is_what_a_datum_adds():
+    weighted = torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 64))
+    x, given = torch.zeros(2, 4, dtype=torch.float32), torch.zeros(2, 3, dtype=torch.float32)
+    for layer in (nn.Linear(3, 64), weighted):
+        program = dgm.Normal(4, nn.Sequential(layer, nn.ReLU(), nn.Linear(64, 8))).float()
+        assert evaluation.output_size(program, lambda n, p=program: p.log_prob(x[:n], given[:n])) == 4 * 64
+    double = program.double()
+    assert evaluation.output_size(double, lambda n: double.log_prob(x[:n].double(), given[:n].double())) == 8 * 64
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script")
+@pytest.mark.parametrize("make", [Graph, lambda: nn.Sequential(nn.Linear(3, 8), torch.jit.script(nn.Linear(8, 4)))])
+def test_networks_of_any_kind_are_evaluated_and_keep_no_hooks(make):
+    network = make()
+    program = dgm.VAE(dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), dgm.Normal(2, network)).float()
+    assert math.isfinite(dgm.evaluate(program, torch.randn(9, 3, dtype=torch.float32)).nats)
+    plain = [module for module in program.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    assert not any(module._forward_hooks for module in plain)
+
+
+def test_pseudo_inputs_do_not_make_batches_small(monkeypatch):
+    data = dgm.Data(torch.randint(4, (30, 1, 16, 16), dtype=torch.uint8), levels=4)
+    program, rows = dgm.build("vae", data, prior="vamp"), []
+    program.encoder.network.register_forward_hook(lambda _, inputs, output: rows.append(len(output)))
+    dgm.evaluate(program, data, num_samples=2)
+    assert len(rows) <= 6  # data and pseudo-inputs, of one datum, of two, and of all
 
 
 @pytest.mark.parametrize("name", ["vae-linear", "vae-two-levels", "diffusion-integers", "labeled-vae"])
