@@ -327,7 +327,7 @@ def test_pseudo_inputs_do_not_make_batches_small(monkeypatch):
     program, rows = dgm.build("vae", data, prior="vamp"), []
     program.encoder.network.register_forward_hook(lambda _, inputs, output: rows.append(len(output)))
     dgm.evaluate(program, data, num_samples=2)
-    assert len(rows) <= 6  # data and pseudo-inputs, of one datum, of two, and of all
+    assert len(rows) < 30  # one datum per batch would make 60 calls
 
 
 @pytest.mark.parametrize("name", ["vae-linear", "vae-two-levels", "diffusion-integers", "labeled-vae"])
