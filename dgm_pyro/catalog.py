@@ -660,8 +660,12 @@ def _pixelcnn(parts: Parts) -> Program:
     def network(per_feature: int) -> nn.Module:
         if not parts.convolutions:
             return PixelCNN(shape, per_feature, levels=data.levels, **parts.z_as_given())
-        decoder = lambda maps: ConvDecoder(parts.shape, maps, **parts.convolutions, **parts.classes)  # noqa: E731
-        return _pixelcnn_of_maps(shape, per_feature, decoder, levels=data.levels)
+        return _pixelcnn_of_maps(
+            shape,
+            per_feature,
+            lambda maps: ConvDecoder(parts.shape, maps, **parts.convolutions, **parts.classes),
+            levels=data.levels,
+        )
 
     return Autoregressive(conditional_for(data, network))
 

@@ -297,9 +297,10 @@ def evaluate(
     ):
         size, most = batch_size, None
         if device.type == "cpu" and flow is None and len(data) > 1:
+            first = data[:2].to(device)
 
             def score_first(count: int) -> Bound:
-                value, given, _ = part.arguments(data[:count].to(device))
+                value, given, _ = part.arguments(first[:count])
                 return score(value, given, 1, 1, lambda done: None, None)
 
             most = rows_within_limit(output_size(part, score_first))
@@ -496,27 +497,24 @@ def output_size(program: Program, score_first: Callable[[int], Any]) -> int:
     Args:
         score_first: scores so many data.
     """
-    sizes: dict[int, list[int]] = {1: [], 2: []}
+    sizes: list[list[int]] = []
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        tensors = [part for part in tree_leaves(output) if isinstance(part, Tensor)]
+        sizes[-1].append(max((part.numel() * part.element_size() for part in tensors), default=0))
+
     handles = []
     try:
-        for count, found in sizes.items():
-
-            def note(module: nn.Module, inputs: Any, output: Any, found: list[int] = found) -> None:
-                tensors = [part for part in tree_leaves(output) if isinstance(part, Tensor)]
-                found.append(max((part.numel() * part.element_size() for part in tensors), default=0))
-
-            handles = [
-                module.register_forward_hook(note)
-                for module in program.modules()
-                if module is not program and not isinstance(module, torch.jit.ScriptModule)
-            ]
+        for module in program.modules():
+            if module is not program and not isinstance(module, torch.jit.ScriptModule):
+                handles.append(module.register_forward_hook(note))
+        for count in (1, 2):
+            sizes.append([])
             score_first(count)
-            while handles:
-                handles.pop().remove()
     finally:
         for handle in handles:
             handle.remove()
-    return max([1, *(two - one for one, two in zip(sizes[1], sizes[2], strict=False))])
+    return max([1, *(two - one for one, two in zip(*sizes, strict=False))])
 
 
 def rows_within_limit(num_bytes: int) -> int:

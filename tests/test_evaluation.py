@@ -322,12 +322,13 @@ def test_networks_of_any_kind_are_evaluated_and_keep_no_hooks(make):
     assert not any(module._forward_hooks for module in plain)
 
 
-def test_pseudo_inputs_do_not_make_batches_small(monkeypatch):
+def test_pseudo_inputs_do_not_make_batches_small():
     data = dgm.Data(torch.randint(4, (30, 1, 16, 16), dtype=torch.uint8), levels=4)
     program, rows = dgm.build("vae", data, prior="vamp"), []
     program.encoder.network.register_forward_hook(lambda _, inputs, output: rows.append(len(output)))
     dgm.evaluate(program, data, num_samples=2)
-    assert len(rows) < 30  # one datum per batch would make 60 calls
+    # The 30 pseudo-inputs once; then data and pseudo-inputs: of one datum and of two, to measure, and of all.
+    assert rows == [30, 1, 30, 2, 30, 30, 30]
 
 
 @pytest.mark.parametrize("name", ["vae-linear", "vae-two-levels", "diffusion-integers", "labeled-vae"])

@@ -32,14 +32,13 @@ print(operations(), operations())  # at first the process has no memory to keep
 """
 
 
-def own_environment(**variables):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    return kept | variables
+SETTINGS = ("MALLOC_", "GLIBC_TUNABLES")
 
 
 def pages(keep):
     command = [sys.executable, "-c", PAGES, keep]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=own_environment())
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return int(done.stdout.split()[1])
 
 
@@ -59,7 +58,7 @@ def test_what_the_environment_says_about_malloc_holds(monkeypatch, variable):
 
 
 def test_there_may_be_another_malloc(monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+    for name in [name for name in os.environ if name.startswith(SETTINGS)]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(malloc.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *_: 1))
     monkeypatch.setattr(malloc.platform, "libc_ver", lambda: ("glibc", "2.36"))

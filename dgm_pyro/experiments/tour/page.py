@@ -93,18 +93,18 @@ DIGITS: dict[str, tuple[int, Callable[..., float | None]]] = {
 
 
 def _results_table(tour: Tour) -> report.PageTable:
-    rounded = [_rounded_values(result) for result in tour.results]
-    best = _best_values([each for each, result in zip(rounded, tour.results, strict=True) if not result.stop.reference])
+    measured = [_measured(result, len(tour.test)) for result in tour.results]
+    models = [each for each, result in zip(measured, tour.results, strict=True) if not result.stop.reference]
+    best = _best_values([{name: value for name, (value, _) in each.items()} for each in models])
     columns, rows = _columns(tour), []
-    for result, values in zip(tour.results, rounded, strict=True):
-        errors = _errors(result, len(tour.test))
+    for result, found in zip(tour.results, measured, strict=True):
         cells = {
             name: report.TableCell(
                 f"{value:.{DIGITS[name][0]}f}",
-                _error_note(errors.get(name, 0.0), DIGITS[name][0]),
+                _error_note(error, DIGITS[name][0]),
                 strong=not result.stop.reference and value == best[name],
             )
-            for name, value in values.items()
+            for name, (value, error) in found.items()
         }
         cells["program"] = report.TableCell(result.stop.title)
         cells["parameters"] = report.TableCell(f"{result.parameters:,}")
@@ -117,18 +117,6 @@ def _results_table(tour: Tour) -> report.PageTable:
         rows.append([cells.get(column.name, report.TableCell("")) for column in columns])
     muted = frozenset(i for i, result in enumerate(tour.results) if result.stop.reference)
     return report.PageTable(columns, rows, muted)
-
-
-def _errors(result: StopResult, num_test: int) -> dict[str, float]:
-    """The standard errors of the measured values over the test data, by column."""
-    errors = {
-        "bits/dim": None if result.evidence is None else result.evidence.stderr,
-        "AUROC shuffled": result.separations[SHUFFLED].stderr if result.separations else None,
-        "AUROC noise": result.separations[NOISY].stderr if result.separations else None,
-        "probe": None if result.probe is None else share_stderr(result.probe, num_test),
-        "accuracy": None if result.accuracy is None else share_stderr(result.accuracy, num_test),
-    }
-    return {name: error for name, error in errors.items() if error is not None}
 
 
 def _error_note(error: float, digits: int) -> str:
@@ -146,16 +134,18 @@ def _best_values(models: list[dict[str, float]]) -> dict[str, float | None]:
     return best
 
 
-def _rounded_values(result: StopResult) -> dict[str, float]:
-    """The measured values by column, rounded as they are shown."""
-    values = {
-        "bits/dim": None if result.evidence is None else result.evidence.bits_per_dim,
-        "AUROC shuffled": result.aurocs.get(SHUFFLED),
-        "AUROC noise": result.aurocs.get(NOISY),
-        "probe": result.probe,
-        "accuracy": result.accuracy,
-    }
-    return {name: round(value, DIGITS[name][0]) for name, value in values.items() if value is not None}
+def _measured(result: StopResult, num_test: int) -> dict[str, tuple[float, float]]:
+    """The measured values, rounded as they are shown, and their standard errors over the test data, by column."""
+    found: dict[str, tuple[float, float]] = {}
+    if result.evidence is not None:
+        found["bits/dim"] = result.evidence.bits_per_dim, result.evidence.stderr
+    for name, kind in (("AUROC shuffled", SHUFFLED), ("AUROC noise", NOISY)):
+        if kind in result.separations:
+            found[name] = result.separations[kind].auroc, result.separations[kind].stderr
+    for name, share in (("probe", result.probe), ("accuracy", result.accuracy)):
+        if share is not None:
+            found[name] = share, share_stderr(share, num_test)
+    return {name: (round(value, DIGITS[name][0]), error) for name, (value, error) in found.items()}
 
 
 def _picture(
