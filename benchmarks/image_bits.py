@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import copy
 import io
+import itertools
 import json
+import statistics
 import time
 from pathlib import Path
 
@@ -24,10 +26,12 @@ import torch
 
 import dgm_pyro as dgm
 from dgm_pyro.malloc import keep_freed_memory
+from dgm_pyro.training.fit import History
 from dgm_pyro.training.options import value_of
 
 SAMPLES = 4  # draws of a bound for each image
-TRIED = 12  # steps that a training is timed by, to end after the asked minutes
+TRIED = 5  # steps of each part of the trial by which --minutes is turned into steps
+PARTS = 5  # of a training; after each the weights are validated
 
 
 def part(text: str) -> tuple[str, object]:
@@ -66,9 +70,8 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
     parts = dict(options.set)
     program = dgm.build(name, train, **parts)
 
-    def fit(program: dgm.Program, steps: int, validation: float | None = None) -> float:
-        start = time.process_time()
-        dgm.fit(
+    def fit(program: dgm.Program, steps: int, part: int, validation: float | None = None) -> History:
+        return dgm.fit(
             program,
             train,
             gradient_steps=steps,
@@ -79,19 +82,17 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
             compile=options.compile,
             precision=options.precision,
             validation=validation,
-            validate_every=max(1, steps // 5),
+            validate_every=part,
             progress=False,
         )
-        return time.process_time() - start
 
     if options.minutes is not None:
-        trial = copy.deepcopy(program)
-        fit(trial, TRIED)  # compiles
-        a_step = (fit(trial, 2 * TRIED) - fit(trial, TRIED)) / TRIED
-        if a_step <= 0:
-            raise SystemExit(f"the trial steps of {name} are too short to time: pass --steps")
+        ends = [epoch.seconds for epoch in fit(copy.deepcopy(program), 6 * TRIED, TRIED).epochs]
+        a_step = statistics.median(b - a for a, b in itertools.pairwise(ends)) / TRIED  # without what compiles
         steps = max(1, round(60 * options.minutes / a_step))
-    seconds = fit(program, steps, options.validation)
+    start = time.process_time()
+    history = fit(program, steps, max(1, steps // PARTS), options.validation)
+    seconds = time.process_time() - start
     found = dgm.evaluate(program, test, num_particles=1, num_samples=SAMPLES, batch_size=32)
     words = ("image_bits", train.name, name, *(f"{part}={value}" for part, value in parts.items()))
     dgm.save(program, Path("bench") / "_".join((*words, options.precision, str(seed))))
@@ -104,6 +105,7 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
         "parameters": sum(p.numel() for p in program.parameters()),
         "seconds": round(seconds),
         "steps": steps,
+        "validation": [epoch.validation for epoch in history.epochs],
         "precision": options.precision,
         "compile": options.compile,
         "seed": seed,
@@ -121,7 +123,7 @@ def main() -> None:
     parser.add_argument("--num-test", type=int, help="how many of its test images, at random")
     parser.add_argument("--models", nargs="+", default=["glow", "vdvae", "pixelcnn"])
     parser.add_argument("--steps", type=int, nargs="+", default=[700], help="one number, or one for each model")
-    parser.add_argument("--minutes", type=float, help="processor time of each training, in place of steps")
+    parser.add_argument("--minutes", type=float, help="about the time of each training, in place of steps")
     parser.add_argument("--validation", type=float, help="share of the training images that chooses the best weights")
     parser.add_argument(
         "--precision", default="float32", choices=("float32", "bf16"), help="of the networks in training"

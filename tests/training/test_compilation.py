@@ -29,6 +29,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import dgm_pyro as dgm
+from dgm_pyro.networks import DenoisingMLP
 from dgm_pyro.networks.mlp import networks_in
 from dgm_pyro.objectives import ELBO, WarmUp, objective_named
 from dgm_pyro.program import sample_sites, traces
@@ -785,6 +786,14 @@ def test_layers_that_set_themselves_up_by_the_first_batch_do(float64, graphs_onl
         found.append(program.state_dict())
     for key in found[0]:
         torch.testing.assert_close(found[0][key], found[1][key])
+
+
+def test_small_graphs_compile_as_one_file_and_long_ones_as_a_file_for_each_kernel(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda graph, options, **_: asked.append(options["cpp_wrapper"]) or graph)
+    for program in (vae(dgm.Normal(2)), dgm.Diffusion(2, DenoisingMLP((2,), (8,)), num_steps=20).unroll()):
+        dgm.compile(program)(torch.randn(4, 2))
+    assert asked == [True, False]
 
 
 def test_long_trainings_are_compiled_by_themselves_and_short_ones_not(monkeypatch, graphs_only):
