@@ -490,7 +490,8 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
             exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=shapes)
         sys.stderr.write(printed.getvalue())
         device = next((leaf.device for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)), None)
-        return _with_autocast_modules(_constants_on(_fuse_normal_draws(exported.module(check_guards=False)), device))
+        graph = _upsample_by_repetition(_fuse_normal_draws(exported.module(check_guards=False)))
+        return _with_autocast_modules(_constants_on(graph, device))
     except CompilationError as error:
         raise CompilationError(without_table(error)) from error
     except Exception as error:
@@ -499,7 +500,7 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
 
 def _fuse_normal_draws(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """``graph`` with ``torch.randn`` for ``torch.empty(...).normal_()``, with the same numbers: the compiler would
-    make a kernel to fill the memory first, each of which takes a second to compile."""
+    make a kernel to fill the memory first."""
     aten = torch.ops.aten
     for node in graph.graph.find_nodes(op="call_function", target=aten.normal_.default):
         memory: Any = node.args[0]
@@ -511,6 +512,34 @@ def _fuse_normal_draws(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
         node.replace_all_uses_with(drawn)
         graph.graph.erase_node(node)
         graph.graph.erase_node(memory)
+    return graph
+
+
+def _upsample_by_repetition(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """``graph`` with repetitions for ``F.interpolate(..., mode="nearest")`` by whole factors, of the same value.
+
+    The code that torch 2.13 compiles for the gradient of the operator is wrong in bf16 on a CPU: where the output is
+    read in float32 and in bf16, the gradient is 0.
+    """
+    aten = torch.ops.aten
+    operators = {aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec}
+    for part in [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]:
+        for node in [node for node in part.graph.nodes if node.target in operators]:
+            out: Any = node.args[0]
+            sizes = list(zip(out.meta["val"].shape[2:], node.meta["val"].shape[2:], strict=True))
+            if not all(isinstance(size, int) for pair in sizes for size in pair) or any(b % a for a, b in sizes):
+                continue
+            with part.graph.inserting_before(node):
+                for dim, (before, after) in enumerate(sizes, 2):
+                    shape = [-1] * (len(sizes) + 3)
+                    shape[dim + 1] = after // before
+                    out = part.graph.call_function(aten.unsqueeze.default, (out, dim + 1))
+                    out = part.graph.call_function(aten.expand.default, (out, shape))
+                    out = part.graph.call_function(aten.flatten.using_ints, (out, dim, dim + 1))
+            out.meta = node.meta
+            node.replace_all_uses_with(out)
+            part.graph.erase_node(node)
+        part.recompile()
     return graph
 
 

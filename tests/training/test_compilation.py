@@ -26,6 +26,7 @@ from pyro.infer.autoguide import (
 )
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import dgm_pyro as dgm
@@ -927,7 +928,10 @@ def test_a_training_in_bf16_is_the_same_compiled(graphs_only, name):
         torch.testing.assert_close(one[key], other[key], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["made", pytest.param("realnvp", marks=pytest.mark.nightly)])
+NIGHTLY_IN_BF16 = ("realnvp", "pixelcnn", "pixelvae", "deep-vae", "diffusion-unet", "vae-quantized")
+
+
+@pytest.mark.parametrize("name", ["made", *(pytest.param(name, marks=pytest.mark.nightly) for name in NIGHTLY_IN_BF16)])
 def test_so_is_the_machine_code_in_bf16(name):
     program = CASES[name].build().train()
     loss = dgm.compile(program)
@@ -937,6 +941,48 @@ def test_so_is_the_machine_code_in_bf16(name):
             ours = loss_and_gradients(loss, program, x, given)
             theirs = loss_and_gradients(eager(program, ELBO()), program, x, given)
         torch.testing.assert_close(ours, theirs, **BF16)
+
+
+class Upsampling(nn.Module):
+    """A residual block, twice the resolution, and a block that reads it in float32 and in bf16."""
+
+    in_shape, out_shape = torch.Size((4, 4, 4)), torch.Size((1, 1, 8, 8))
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.high, self.last = (nn.Conv2d(4, out, 3, padding=1) for out in (4, 4, 1))
+
+    def forward(self, h):
+        h = F.interpolate(h + self.low(h), scale_factor=2.0, mode="nearest")
+        return self.last(h + self.high(F.silu(h))).unsqueeze(1)
+
+
+def test_machine_code_in_bf16_has_the_gradient_of_what_is_upsampled():
+    torch.manual_seed(0)
+    program = dgm.Bernoulli((1, 8, 8), Upsampling())
+    loss, data = dgm.compile(program), (torch.randint(2, (5, 1, 8, 8)), torch.randn(5, 4, 4, 4))
+    with networks_in(torch.bfloat16):
+        ours = loss_and_gradients(loss, program, *data)
+        theirs = loss_and_gradients(eager(program, ELBO()), program, *data)
+    torch.testing.assert_close(ours, theirs, **BF16)
+
+
+@pytest.mark.parametrize(("size", "out"), [((5,), (15,)), ((2, 3), (4, 3)), ((2, 1, 3), (4, 3, 6)), ((2, 3), (3, 4))])
+def test_repetitions_have_the_value_and_gradient_of_upsampling(float64, size, out):
+    class Nearest(nn.Module):
+        def forward(self, x):
+            return F.interpolate(x, out, mode="nearest")
+
+    found = []
+    x = torch.randn(2, 3, *size)
+    graph = compilation.export(Nearest(), (x,))
+    for upsample in (graph, Nearest()):
+        y = torch.arange(18.0 * math.prod(size)).reshape(6, 3, *size).requires_grad_()
+        upsample(y).square().sum().backward()
+        found.append((upsample(y), y.grad))
+    torch.testing.assert_close(*found)
+    whole = all(b % a == 0 for a, b in zip(size, out, strict=True))
+    assert whole != any("upsample" in str(node.target) for node in graph.graph.nodes)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
