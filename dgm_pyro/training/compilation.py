@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import io
 import linecache
 import math
@@ -491,7 +492,7 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
         sys.stderr.write(printed.getvalue())
         device = next((leaf.device for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)), None)
         graph = _upsample_by_repetition(_fuse_normal_draws(exported.module(check_guards=False)))
-        return _with_autocast_modules(_constants_on(graph, device))
+        return _with_modules_for_regions(_constants_on(graph, device))
     except CompilationError as error:
         raise CompilationError(without_table(error)) from error
     except Exception as error:
@@ -565,35 +566,43 @@ def _constants_on(graph: torch.fx.GraphModule, device: torch.device | None) -> t
     return graph
 
 
-class _Autocast(nn.Module):
-    """A part of a graph under autocast."""
+class _Region(nn.Module):
+    """A part of a graph within a context, such as autocast."""
 
-    def __init__(self, how: tuple[Any, ...], part: nn.Module):
+    def __init__(self, context: Callable[[], contextlib.AbstractContextManager[Any]], part: nn.Module):
         super().__init__()
-        self.how, self.part = how, part
+        self.context, self.part = context, part
 
     def forward(self, *args: Any) -> Any:
-        with torch.autocast(*self.how):
+        with self.context():
             return self.part(*args)
 
 
-def _with_autocast_modules(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """``graph`` with the parts that run under autocast as modules.
+def _with_modules_for_regions(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """``graph`` with modules for the parts that run under autocast or without gradients.
 
-    `torch.export` makes a special operator of them, which `torch.compile` refuses for a second number of data.
+    `torch.export` makes special operators of them, which `torch.compile` refuses for a second number of data.
     """
-    for node in [node for node in graph.graph.nodes if node.target is torch.ops.higher_order.wrap_with_autocast]:
-        arguments: Any = node.args
-        *how, inner = arguments[:5]
-        name: Any = inner.target
-        graph.set_submodule(name, _Autocast(tuple(how), graph.get_submodule(name)))
-        with graph.graph.inserting_before(node):
-            called = graph.graph.call_module(name, arguments[5:])
-        node.replace_all_uses_with(called)
-        graph.graph.erase_node(node)
-        if not inner.users:
-            graph.graph.erase_node(inner)
-    graph.recompile()
+    operators = torch.ops.higher_order
+    contexts = {  # with the number of their arguments
+        operators.wrap_with_autocast: (torch.autocast, 4),
+        operators.wrap_with_set_grad_enabled: (torch.set_grad_enabled, 1),
+    }
+    for outer in [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]:
+        for node in [node for node in outer.graph.nodes if node.target in contexts]:
+            context, count = contexts[node.target]
+            arguments: Any = node.args
+            inner = arguments[count]
+            name: Any = inner.target
+            region = _Region(functools.partial(context, *arguments[:count]), outer.get_submodule(name))
+            outer.set_submodule(name, region)
+            with outer.graph.inserting_before(node):
+                called = outer.graph.call_module(name, arguments[count + 1 :])
+            node.replace_all_uses_with(called)
+            outer.graph.erase_node(node)
+            if not inner.users:
+                outer.graph.erase_node(inner)
+        outer.recompile()
     return graph
 
 
