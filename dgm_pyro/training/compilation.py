@@ -19,6 +19,7 @@ import functools
 import io
 import linecache
 import math
+import operator
 import os
 import pickle
 import random
@@ -520,20 +521,20 @@ def _upsample_by_repetition(graph: torch.fx.GraphModule) -> torch.fx.GraphModule
     """``graph`` with repetitions for ``F.interpolate(..., mode="nearest")`` by whole factors, of the same value.
 
     The code that torch 2.13 compiles for the gradient of the operator is wrong in bf16 on a CPU: where the output is
-    read in float32 and in bf16, the gradient is 0.
+    read in float32 and in bf16, the gradient is 0. Other factors, and images of symbolic size, keep the operator.
     """
     aten = torch.ops.aten
     operators = {aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec}
     for part in [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]:
         for node in [node for node in part.graph.nodes if node.target in operators]:
-            out: Any = node.args[0]
-            sizes = list(zip(out.meta["val"].shape[2:], node.meta["val"].shape[2:], strict=True))
-            if not all(isinstance(size, int) for pair in sizes for size in pair) or any(b % a for a, b in sizes):
+            factors = _whole_factors(*node.args)
+            if factors is None:
                 continue
+            out: Any = node.args[0]
             with part.graph.inserting_before(node):
-                for dim, (before, after) in enumerate(sizes, 2):
-                    shape = [-1] * (len(sizes) + 3)
-                    shape[dim + 1] = after // before
+                for dim, factor in enumerate(factors, 2):
+                    shape = [-1] * (len(factors) + 3)
+                    shape[dim + 1] = factor
                     out = part.graph.call_function(aten.unsqueeze.default, (out, dim + 1))
                     out = part.graph.call_function(aten.expand.default, (out, shape))
                     out = part.graph.call_function(aten.flatten.using_ints, (out, dim, dim + 1))
@@ -542,6 +543,16 @@ def _upsample_by_repetition(graph: torch.fx.GraphModule) -> torch.fx.GraphModule
             part.graph.erase_node(node)
         part.recompile()
     return graph
+
+
+def _whole_factors(image: Any, size: Any, scales: Any) -> list[int] | None:
+    """How often nearest upsampling to ``size``, or by ``scales``, repeats each pixel; None if not equally often."""
+    if scales is not None:
+        return [int(scale) for scale in scales] if all(scale == int(scale) >= 1 for scale in scales) else None
+    before = image.meta["val"].shape[2:] if "val" in image.meta else (torch.SymInt,)
+    if not all(isinstance(length, int) for length in (*before, *size)):
+        return None
+    return [b // a for a, b in zip(before, size, strict=True)] if not any(map(operator.mod, size, before)) else None
 
 
 def _constants_on(graph: torch.fx.GraphModule, device: torch.device | None) -> torch.fx.GraphModule:
@@ -583,10 +594,10 @@ def _with_modules_for_regions(graph: torch.fx.GraphModule) -> torch.fx.GraphModu
 
     `torch.export` makes special operators of them, which `torch.compile` refuses for a second number of data.
     """
-    operators = torch.ops.higher_order
+    regions = torch.ops.higher_order
     contexts = {  # with the number of their arguments
-        operators.wrap_with_autocast: (torch.autocast, 4),
-        operators.wrap_with_set_grad_enabled: (torch.set_grad_enabled, 1),
+        regions.wrap_with_autocast: (torch.autocast, 4),
+        regions.wrap_with_set_grad_enabled: (torch.set_grad_enabled, 1),
     }
     for outer in [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]:
         for node in [node for node in outer.graph.nodes if node.target in contexts]:
@@ -677,10 +688,10 @@ def _compiles_as_one_file(graph: torch.fx.GraphModule) -> bool:
     The kernels share the time that g++ takes to read torch's headers, but one long function takes it more than linear
     time. A step is also faster, because no Python runs between the kernels.
     """
-    nodes = [*graph.graph.nodes]
-    values = [node.meta.get("val") for node in nodes if node.op == "placeholder"]
+    length = sum(len(part.graph.nodes) for part in graph.modules() if isinstance(part, torch.fx.GraphModule))
+    values = [node.meta.get("val") for node in graph.graph.find_nodes(op="placeholder")]
     tensors = [t for t in (*graph.parameters(), *graph.buffers(), *values) if isinstance(t, Tensor)]
-    return len(nodes) <= 1000 and all(t.device.type == "cpu" for t in tensors)
+    return length <= 1000 and all(t.device.type == "cpu" for t in tensors)
 
 
 def _graph_key(arguments: tuple[Any, ...], first: int) -> Any:

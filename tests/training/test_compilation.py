@@ -928,6 +928,7 @@ def test_a_training_in_bf16_is_the_same_compiled(graphs_only, name):
         torch.testing.assert_close(one[key], other[key], rtol=1e-3, atol=1e-4)
 
 
+# Not diffusion-unet: in bf16 its gradients through GroupNorm are rounded by more than the tolerance, eager ones too.
 NIGHTLY_IN_BF16 = ("realnvp", "pixelcnn", "pixelvae", "deep-vae", "vae-quantized")
 
 
@@ -967,22 +968,56 @@ def test_machine_code_in_bf16_has_the_gradient_of_what_is_upsampled():
     torch.testing.assert_close(ours, theirs, **BF16)
 
 
-@pytest.mark.parametrize(("size", "out"), [((5,), (15,)), ((2, 3), (4, 3)), ((2, 1, 3), (4, 3, 6)), ((2, 3), (3, 4))])
-def test_repetitions_have_the_value_and_gradient_of_upsampling(float64, size, out):
+@pytest.mark.parametrize(
+    ("size", "how", "repeats"),
+    [
+        ((5,), {"size": (15,)}, True),
+        ((2, 3), {"size": (4, 3)}, True),
+        ((2, 3), {"scale_factor": 2}, True),
+        ((2, 1, 3), {"size": (4, 3, 6)}, True),
+        ((2, 3), {"size": (3, 4)}, False),
+        ((2,), {"scale_factor": 2.4}, False),  # to 4 pixels, of which the first is read three times
+        ((3,), {"scale_factor": 1.3}, False),
+    ],
+)
+def test_upsampling_by_whole_factors_repeats_and_has_the_same_value_and_gradient(float64, size, how, repeats):
     class Nearest(nn.Module):
         def forward(self, x):
-            return F.interpolate(x, out, mode="nearest")
+            return F.interpolate(x, mode="nearest", **how)
 
     found = []
-    x = torch.randn(2, 3, *size)
-    graph = compilation.export(Nearest(), (x,))
+    graph = compilation.export(Nearest(), (torch.randn(2, 3, *size),))
     for upsample in (graph, Nearest()):
-        y = torch.arange(18.0 * math.prod(size)).reshape(6, 3, *size).requires_grad_()
-        upsample(y).square().sum().backward()
-        found.append((upsample(y), y.grad))
+        x = torch.arange(18.0 * math.prod(size)).reshape(6, 3, *size).requires_grad_()
+        upsample(x).square().sum().backward()
+        found.append((upsample(x), x.grad))
     torch.testing.assert_close(*found)
-    whole = all(b % a == 0 for a, b in zip(size, out, strict=True))
-    assert whole != any("upsample" in str(node.target) for node in graph.graph.nodes)
+    assert repeats != any("upsample" in str(node.target) for node in graph.graph.nodes)
+
+
+class Frozen(nn.Module):
+    """A network whose features have no gradient."""
+
+    in_shape, out_shape = torch.Size((2,)), torch.Size((1,))
+
+    def __init__(self):
+        super().__init__()
+        self.features, self.last = nn.Linear(2, 3), nn.Linear(3, 1)
+
+    def forward(self, h):
+        with torch.no_grad():
+            features = self.features(h).tanh() * h.shape[0]
+        return self.last(features)
+
+
+def test_machine_code_has_parts_without_gradients(float64):
+    program = dgm.Bernoulli(1, Frozen())
+    loss = dgm.compile(program)
+    for size in (4, 7):
+        x, given = torch.randint(2, (size, 1)), torch.randn(size, 2)
+        assert_equal(
+            loss_and_gradients(loss, program, x, given), loss_and_gradients(eager(program, ELBO()), program, x, given)
+        )
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
