@@ -5,8 +5,8 @@
     python benchmarks/image_bits.py --train train.npz --test test.npz --models pixelcnn --set stages=2 attention=1
 
 The files hold ``x``, ``(N, C, H, W)``, integers of 8 bits. Every family trains for ``--steps`` steps, or for about
-``--minutes`` minutes. ``--set`` passes parts of the models to `dgm.build`. With ``--validation``, a share of the
-training images chooses the best weights. Times are processor time of one thread. Each model adds a line to
+``--minutes`` minutes by the clock. ``--set`` passes parts of the models to `dgm.build`. With ``--validation``, a share of
+the training images chooses the best weights. The reported seconds are processor time of one thread. Each model adds a line to
 ``bench/image_bits.jsonl``, and its program to ``bench/``.
 """
 
@@ -31,7 +31,7 @@ from dgm_pyro.training.options import value_of
 
 SAMPLES = 4  # draws of a bound for each image
 TRIED = 5  # steps of each part of the trial by which --minutes is turned into steps
-PARTS = 5  # of a training; after each the weights are validated
+PARTS = 5  # of a training, about; after each the weights are validated
 
 
 def part(text: str) -> tuple[str, object]:
