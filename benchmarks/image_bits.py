@@ -5,9 +5,9 @@
     python benchmarks/image_bits.py --train train.npz --test test.npz --models pixelcnn --set stages=2 attention=1
 
 The files hold ``x``, ``(N, C, H, W)``, integers of 8 bits. Every family trains for ``--steps`` steps, or for about
-``--minutes`` minutes by the clock. ``--set`` passes parts of the models to `dgm.build`. With ``--validation``, a share of
-the training images chooses the best weights. The reported seconds are processor time of one thread. Each model adds a line to
-``bench/image_bits.jsonl``, and its program to ``bench/``.
+``--minutes`` minutes by the clock. ``--set`` passes parts of the models to `dgm.build`. With ``--validation``, a share
+of the training images chooses the best weights. The reported seconds are processor time of one thread. Each model adds
+a line to ``bench/image_bits.jsonl``, and its program to ``bench/``.
 """
 
 from __future__ import annotations
