@@ -70,7 +70,7 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
     parts = dict(options.set)
     program = dgm.build(name, train, **parts)
 
-    def fit(program: dgm.Program, steps: int, part: int, validation: float | None = None) -> History:
+    def fit(program: dgm.Program, steps: int, every: int, validation: float | None = None) -> History:
         return dgm.fit(
             program,
             train,
@@ -82,7 +82,7 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
             compile=options.compile,
             precision=options.precision,
             validation=validation,
-            validate_every=part,
+            validate_every=every,
             progress=False,
         )
 
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--num-test", type=int, help="how many of its test images, at random")
     parser.add_argument("--models", nargs="+", default=["glow", "vdvae", "pixelcnn"])
     parser.add_argument("--steps", type=int, nargs="+", default=[700], help="one number, or one for each model")
-    parser.add_argument("--minutes", type=float, help="about the time of each training, in place of steps")
+    parser.add_argument("--minutes", type=float, help="about how long each training takes, in place of --steps")
     parser.add_argument("--validation", type=float, help="share of the training images that chooses the best weights")
     parser.add_argument(
         "--precision", default="float32", choices=("float32", "bf16"), help="of the networks in training"

@@ -19,7 +19,6 @@ import functools
 import io
 import linecache
 import math
-import operator
 import os
 import pickle
 import random
@@ -500,6 +499,11 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
         raise CompilationError(_failure_message(error)) from error
 
 
+def _parts(graph: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
+    """``graph``, and the graphs of its regions, such as those under autocast."""
+    return [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]
+
+
 def _fuse_normal_draws(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """``graph`` with ``torch.randn`` for ``torch.empty(...).normal_()``, with the same numbers: the compiler would
     make a kernel to fill the memory first."""
@@ -525,7 +529,7 @@ def _upsample_by_repetition(graph: torch.fx.GraphModule) -> torch.fx.GraphModule
     """
     aten = torch.ops.aten
     operators = {aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec}
-    for part in [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]:
+    for part in _parts(graph):
         for node in [node for node in part.graph.nodes if node.target in operators]:
             factors = _whole_factors(*node.args)
             if factors is None:
@@ -547,12 +551,12 @@ def _upsample_by_repetition(graph: torch.fx.GraphModule) -> torch.fx.GraphModule
 
 def _whole_factors(image: Any, size: Any, scales: Any) -> list[int] | None:
     """How often nearest upsampling to ``size``, or by ``scales``, repeats each pixel; None if not equally often."""
-    if scales is not None:
-        return [int(scale) for scale in scales] if all(scale == int(scale) >= 1 for scale in scales) else None
-    before = image.meta["val"].shape[2:] if "val" in image.meta else (torch.SymInt,)
-    if not all(isinstance(length, int) for length in (*before, *size)):
-        return None
-    return [b // a for a, b in zip(before, size, strict=True)] if not any(map(operator.mod, size, before)) else None
+    if scales is None:
+        before = image.meta["val"].shape[2:]
+        if not all(isinstance(length, int) for length in (*before, *size)):
+            return None
+        scales = [b / a for a, b in zip(before, size, strict=True)]
+    return [int(scale) for scale in scales] if all(scale == int(scale) >= 1 for scale in scales) else None
 
 
 def _constants_on(graph: torch.fx.GraphModule, device: torch.device | None) -> torch.fx.GraphModule:
@@ -599,7 +603,7 @@ def _with_modules_for_regions(graph: torch.fx.GraphModule) -> torch.fx.GraphModu
         regions.wrap_with_autocast: (torch.autocast, 4),
         regions.wrap_with_set_grad_enabled: (torch.set_grad_enabled, 1),
     }
-    for outer in [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]:
+    for outer in _parts(graph):
         for node in [node for node in outer.graph.nodes if node.target in contexts]:
             context, count = contexts[node.target]
             arguments: Any = node.args
@@ -688,7 +692,7 @@ def _compiles_as_one_file(graph: torch.fx.GraphModule) -> bool:
     The kernels share the time that g++ takes to read torch's headers, but one long function takes it more than linear
     time. A step is also faster, because no Python runs between the kernels.
     """
-    length = sum(len(part.graph.nodes) for part in graph.modules() if isinstance(part, torch.fx.GraphModule))
+    length = sum(len(part.graph.nodes) for part in _parts(graph))
     values = [node.meta.get("val") for node in graph.graph.find_nodes(op="placeholder")]
     tensors = [t for t in (*graph.parameters(), *graph.buffers(), *values) if isinstance(t, Tensor)]
     return length <= 1000 and all(t.device.type == "cpu" for t in tensors)
