@@ -29,7 +29,6 @@ from dgm_pyro.malloc import keep_freed_memory
 from dgm_pyro.training.fit import History
 from dgm_pyro.training.options import value_of
 
-SAMPLES = 4  # draws of a bound for each image
 TRIED = 5  # steps of each part of the trial by which --minutes is turned into steps
 PARTS = 5  # of a training, about; after each the weights are validated
 
@@ -93,7 +92,7 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
     start = time.process_time()
     history = fit(program, steps, max(1, steps // PARTS), options.validation)
     seconds = time.process_time() - start
-    found = dgm.evaluate(program, test, num_particles=1, num_samples=SAMPLES, batch_size=32)
+    found = dgm.evaluate(program, test, num_particles=1, num_samples=options.num_samples, batch_size=32)
     words = ("image_bits", train.name, name, *(f"{part}={value}" for part, value in parts.items()))
     dgm.save(program, Path("bench") / "_".join((*words, options.precision, str(seed))))
     return {
@@ -112,6 +111,7 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
         "lr": options.lr,
         "batch_size": options.batch_size,
         "ema": options.ema,
+        "num_samples": options.num_samples,
     }
 
 
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate (default: 0.001)")
     parser.add_argument("--batch-size", type=int, default=32, help="images of a step (default: 32)")
     parser.add_argument("--ema", type=float, default=0.98, help="decay of the average of the weights (default: 0.98)")
+    parser.add_argument("--num-samples", type=int, default=4, help="draws of a bound for each test image (default: 4)")
     parser.add_argument("--set", type=part, nargs="+", default=[], metavar="PART=VALUE", help="parts of every model")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

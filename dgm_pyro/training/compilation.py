@@ -508,16 +508,19 @@ def _fuse_normal_draws(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """``graph`` with ``torch.randn`` for ``torch.empty(...).normal_()``, with the same numbers: the compiler would
     make a kernel to fill the memory first."""
     aten = torch.ops.aten
-    for node in graph.graph.find_nodes(op="call_function", target=aten.normal_.default):
-        memory: Any = node.args[0]
-        if len(node.args) > 1 or node.kwargs or memory.target is not aten.empty.memory_format or len(memory.users) > 1:
-            continue
-        with graph.graph.inserting_before(node):
-            drawn = graph.graph.call_function(aten.randn.default, memory.args, memory.kwargs)
-        drawn.meta = node.meta
-        node.replace_all_uses_with(drawn)
-        graph.graph.erase_node(node)
-        graph.graph.erase_node(memory)
+    for part in _parts(graph):
+        for node in part.graph.find_nodes(op="call_function", target=aten.normal_.default):
+            memory: Any = node.args[0]
+            whole = len(node.args) == 1 and not node.kwargs and len(memory.users) == 1
+            if not whole or memory.target is not aten.empty.memory_format:
+                continue
+            with part.graph.inserting_before(node):
+                drawn = part.graph.call_function(aten.randn.default, memory.args, memory.kwargs)
+            drawn.meta = node.meta
+            node.replace_all_uses_with(drawn)
+            part.graph.erase_node(node)
+            part.graph.erase_node(memory)
+        part.recompile()
     return graph
 
 
@@ -567,17 +570,18 @@ def _constants_on(graph: torch.fx.GraphModule, device: torch.device | None) -> t
     aten, cpu = torch.ops.aten, torch.device("cpu")
     if device in (None, cpu):
         return graph
-    for make in (aten.zeros.default, aten.ones.default, aten.full.default, aten.scalar_tensor.default):
-        for node in graph.graph.find_nodes(op="call_function", target=make):
-            if node.kwargs.get("device") == cpu and node.meta["val"].dim() == 0:
-                node.update_kwarg("device", device)
-    for node in graph.graph.find_nodes(op="get_attr"):
-        *path, name = node.target.split(".")
-        owner: Any = graph.get_submodule(".".join(path))
-        value = getattr(owner, name)
-        if isinstance(value, Tensor) and value.device == cpu and value.dim() == 0 and not value.requires_grad:
-            setattr(owner, name, value.to(device))
-    graph.recompile()
+    for part in _parts(graph):
+        for make in (aten.zeros.default, aten.ones.default, aten.full.default, aten.scalar_tensor.default):
+            for node in part.graph.find_nodes(op="call_function", target=make):
+                if node.kwargs.get("device") == cpu and node.meta["val"].dim() == 0:
+                    node.update_kwarg("device", device)
+        for node in part.graph.find_nodes(op="get_attr"):
+            *path, name = node.target.split(".")
+            owner: Any = part.get_submodule(".".join(path))
+            value = getattr(owner, name)
+            if isinstance(value, Tensor) and value.device == cpu and value.dim() == 0 and not value.requires_grad:
+                setattr(owner, name, value.to(device))
+        part.recompile()
     return graph
 
 

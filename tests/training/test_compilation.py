@@ -944,6 +944,22 @@ def test_so_is_the_machine_code_in_bf16(name):
         torch.testing.assert_close(ours, theirs, **BF16)
 
 
+@pytest.mark.parametrize("context", [torch.autocast("cpu", torch.bfloat16), torch.no_grad()])
+def test_constants_and_draws_of_a_region_are_those_of_a_graph(context):
+    class Noisy(nn.Module):
+        def forward(self, x):
+            with context:
+                return x * torch.full((), 0.5) + torch.zeros(()) + torch.empty(3, 4).normal_()
+
+    graph = compilation.export(Noisy(), (torch.randn(3, 4),), dynamic=False)
+    compilation._constants_on(graph, torch.device("meta"))
+    nodes = [node for part in compilation._parts(graph) for node in part.graph.nodes]
+    made = [node for node in nodes if node.target in (torch.ops.aten.full.default, torch.ops.aten.zeros.default)]
+    assert [node.kwargs["device"].type for node in made] == ["meta", "meta"]
+    assert {str(node.target) for node in nodes} >= {"aten.randn.default"}
+    assert "aten.normal_.default" not in {str(node.target) for node in nodes}
+
+
 class Upsampling(nn.Module):
     """A residual block, twice the resolution, and a block that reads it in float32 and in bf16."""
 
