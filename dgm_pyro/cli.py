@@ -396,6 +396,7 @@ def _use_threads(threads: int) -> None:
 def tour(
     images: Annotated[bool, _option("Use larger digits: 28x28 pixels, drawn in many fonts.", "--images")] = False,
     quick: Annotated[bool, _option("Train for less than a minute, with worse results.", "--quick")] = False,
+    longer: Annotated[int, _option("Train for this many times the epochs, for better samples.", min=1)] = 1,
     out: Annotated[Path, _option("Folder of the report; an earlier tour in it is replaced.")] = Path("tour"),
     resume: Annotated[bool, _option("Continue a tour that was interrupted.", "--resume")] = False,
     seed: Seed = 0,
@@ -405,7 +406,7 @@ def tour(
     from dgm_pyro.experiments.tour.run import run
 
     with _interruptible():
-        failures = run(out, images=images, quick=quick, seed=seed, device=device, resume=resume)
+        failures = run(out, images=images, quick=quick, longer=longer, seed=seed, device=device, resume=resume)
     if failures:
         raise typer.Exit(1)
 

@@ -489,6 +489,7 @@ BAD = [
     ),
     (["evaluate", "{points}", "--num-samples", "3"], 1, "--num-samples is the number of ELBO samples"),
     (["tour", "--device", "abacus"], 1, "device"),
+    (["tour", "--longer", "0"], 2, "longer"),
     (["tour", "--out", "{vae}"], 1, "no tour"),
     (["dance"], 2, "dance"),
     (["--loud"], 2, "--loud"),

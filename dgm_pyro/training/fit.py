@@ -18,6 +18,7 @@ import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.distributions import constraints
 from tqdm import tqdm
 
@@ -564,9 +565,9 @@ class Training:
             self.graph = None
 
     def _clip(self, sums: Sums) -> Tensor:
-        """Clip the gradient, and watch its norms and the sums; return its norm before clipping."""
+        """Clip the gradient of the next update, and watch its norms and the sums; return its norm before."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        norms = _clip(gradients, self.options.clip_norm)
+        norms = _clip(gradients, self.options.clip_norm, self.optimizer)
         self.watch.see(sums, norms)
         return norms[""]
 
@@ -842,8 +843,8 @@ class _FirstNonFinite:
         terms = {**sums["reconstruction"], **sums["kl"]}
         self.sites = [*terms]
         losses = torch.stack([*terms.values(), sums["value"][""], sums["loss"][""].detach().double()])
-        none = losses.new_zeros(())  # the norm of a parameter without a gradient
-        values = torch.cat([losses, torch.stack([norms.get(name, none).double() for name in self.names])])
+        none = torch.zeros_like(norms[""])  # the norm of a parameter without a gradient
+        values = torch.cat([losses, torch.stack([norms.get(name, none) for name in self.names]).double()])
         if self.values is None:
             self.values = torch.zeros_like(values)
         self.now += 1
@@ -869,12 +870,19 @@ class _FirstNonFinite:
         raise NonFiniteLossError(what, site, epoch, int(step), epoch - 1)
 
 
-def _clip(gradients: dict[str, Tensor], largest: float | None) -> dict[str, Tensor]:
-    """Scale the gradients to a norm of at most ``largest``; return the norm of each before."""
+def _clip(gradients: dict[str, Tensor], largest: float | None, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Scale the gradients to a norm of at most ``largest``; return the norm of each before.
+
+    A fused optimizer divides the gradients in the pass in which it reads them.
+    """
     norms = torch._foreach_norm([*gradients.values()])
     total = torch.linalg.vector_norm(torch.stack(norms))
     if largest is not None:
-        torch._foreach_mul_([*gradients.values()], (largest / (total + 1e-6)).clamp(max=1))
+        excess = ((total + 1e-6) / largest).clamp(min=1)
+        if is_recordable(optimizer) and excess.dtype == torch.float32:  # the dtype that the fused step takes
+            optimizer.grad_scale = excess  # type: ignore[attr-defined]
+        else:
+            torch._foreach_div_([*gradients.values()], excess)
     return dict(zip(gradients, norms, strict=True)) | {"": total}
 
 

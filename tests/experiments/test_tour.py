@@ -226,10 +226,10 @@ def test_an_earlier_tour_is_replaced_and_nothing_else_is(tmp_path):
 def test_an_interrupted_tour_is_resumed(tmp_path, monkeypatch, capsys):
     """What it had trained stays; the training that was interrupted continues, to the same weights."""
     recipe = {"epochs": 4, "lr": 1e-3}
-    trained = stops.Stop("made", "MADE", "autoregressive", stops.DIGITS.stops[2].make, recipe, quick_epochs=4)
+    trained = stops.Stop("made", "MADE", "autoregressive", stops.DIGITS.stops[2].make, recipe, quick_epochs=2)
     visited = (REFERENCES[0], trained, REFERENCES[1])
-    tour = tmp_path / "tour"
-    run.run(tmp_path / "whole", quick=True, device="cpu", stops=visited)
+    tour, options = tmp_path / "tour", {"quick": True, "longer": 2, "device": "cpu", "stops": visited}
+    run.run(tmp_path / "whole", **options)
     gradient, steps = fit.Training._gradient, []
 
     def signaled(self, *arguments):
@@ -240,17 +240,21 @@ def test_an_interrupted_tour_is_resumed(tmp_path, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         patch.setattr(fit.Training, "_gradient", signaled)
-        with pytest.raises(KeyboardInterrupt, match=f"of 84, .*resume with dgm tour --quick --out {tour} --resume"):
-            run.run(tour, quick=True, device="cpu", stops=visited)
+        with pytest.raises(
+            KeyboardInterrupt, match=f"of 84, .*resume with dgm tour --quick --longer 2 --out {tour} --"
+        ):
+            run.run(tour, **options)
     assert json.loads((tour / "metrics.json").read_text())["complete"] is False
     with pytest.raises(ValueError, match=r"holds another tour .seed was 0 and is now 1."):
-        run.run(tour, quick=True, device="cpu", stops=visited, resume=True, seed=1)
+        run.run(tour, **options, resume=True, seed=1)
+    with pytest.raises(ValueError, match=r"holds another tour .longer was 2 and is now 1."):
+        run.run(tour, **options | {"longer": 1}, resume=True)
     with pytest.raises(ValueError, match=r"holds another tour .data was 'digits' and is now 'glyphs-digits'."):
-        run.run(tour, images=True, quick=True, device="cpu", stops=visited, resume=True)
+        run.run(tour, images=True, **options, resume=True)
     kept = (tour / "checkpoints" / "pixels" / "run.json").stat().st_mtime_ns
     steps.clear()
     monkeypatch.setattr(fit.Training, "_gradient", lambda *a: steps.append(1) or gradient(*a))
-    run.run(tour, quick=True, device="cpu", stops=visited, resume=True)
+    run.run(tour, **options, resume=True)
     assert len(steps) == 54
     assert (tour / "checkpoints" / "pixels" / "run.json").stat().st_mtime_ns == kept
     names = [
@@ -259,7 +263,7 @@ def test_an_interrupted_tour_is_resumed(tmp_path, monkeypatch, capsys):
     assert names[0] == names[1]  # the weights among them, by their digest
     assert (tour / "report.html").is_file()
     steps.clear()
-    run.run(tour, quick=True, device="cpu", stops=visited, resume=True)
+    run.run(tour, **options, resume=True)
     assert not steps
 
 
@@ -271,6 +275,7 @@ def test_recipes_are_complete(plan):
             continue
         full, quick = stop.options(quick=False), stop.options(quick=True)
         assert 0 < quick["epochs"] < full["epochs"]
+        assert stop.options(quick=False, longer=3)["epochs"] == 3 * full["epochs"]
         assert {name: value for name, value in quick.items() if name != "epochs"} == {
             name: value for name, value in full.items() if name != "epochs"
         }

@@ -260,11 +260,11 @@ def failing(out):
     """What `dgm train` does when something goes wrong in the second process, and there alone."""
     clip, steps = training._clip, []
 
-    def broken(gradients, largest):
+    def broken(gradients, *options):
         steps.append(gradients)
         if distributed.process_group().rank == 1 and len(steps) == 3:
             raise OSError("the disk is on fire")
-        return clip(gradients, largest)
+        return clip(gradients, *options)
 
     training._clip = broken
     sys.exit(cli.main(["train", "made", "--data", "moons", "--num-data", "90", "--device", "cpu", "--out", out]))

@@ -556,6 +556,19 @@ def test_gradients_are_clipped_to_the_norm_that_is_asked_for():
         assert (moved.norm() <= 0.5 * 0.01 * (1 + 1e-5)) == (largest is not None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_fused_optimizer_clips_as_one_that_is_not(dtype):
+    """Adam does not see a constant factor, but it sees one that changes from step to step."""
+    found = []
+    with programs.precision(dtype):
+        for fused in (True, False):
+            name = f"AdamW(fused={fused})"
+            training = of("made", optimizer=name, clip_norm=0.3, lr=0.05, gradient_steps=5, validation=None)(0)
+            finished(training)
+            found.append([p.detach() for p in training.program.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
 def test_steps_of_too_long_a_gradient_are_left_out():
     """They move no weight, and the momentum of the optimizer does not see them."""
     for largest, left_out in ((1e-6, 4), (1e6, 0)):

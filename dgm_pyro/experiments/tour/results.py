@@ -105,6 +105,7 @@ class Tour:
     seed: int
     device: torch.device
     plan: Plan = DIGITS
+    longer: int = 1
     results: list[StopResult] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     comparison: ClassifierComparison | None = None
@@ -158,7 +159,7 @@ class Tour:
     def _train_stop(self, stop: Stop) -> tuple[Program, History]:
         with seeded(self.seed, torch.device("cpu")):
             program = stop.make(self.train)
-        options, place, history = stop.options(self.quick), self._stop_folder(stop), History()
+        options, place, history = stop.options(self.quick, self.longer), self._stop_folder(stop), History()
         place.mkdir(exist_ok=True)
         states = States(place, advice=f"resume with {command(self)} --resume")
         if options is None:
@@ -228,6 +229,7 @@ class Tour:
         return {
             "complete": self.complete,
             "quick": self.quick,
+            "longer": self.longer,
             "seed": self.seed,
             "device": str(self.device),
             "data": self.plan.data,
@@ -244,7 +246,8 @@ class Tour:
 
 def command(tour: Tour) -> str:
     """The command of the tour."""
-    parts = [tour.plan.command] + ["--quick"] * tour.quick + [f"--seed {tour.seed}"] * (tour.seed > 0)
+    parts = [tour.plan.command] + ["--quick"] * tour.quick + [f"--longer {tour.longer}"] * (tour.longer > 1)
+    parts += [f"--seed {tour.seed}"] * (tour.seed > 0)
     return " ".join(parts + [f"--out {tour.out}"] * (str(tour.out) != "tour"))
 
 

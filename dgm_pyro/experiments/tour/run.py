@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dgm_pyro.checks import find_device
+from dgm_pyro.checks import check_counts, find_device
 from dgm_pyro.experiments import report, runs
 from dgm_pyro.experiments.tour.comparison import compare_classifiers
 from dgm_pyro.experiments.tour.page import page_of, result_line
@@ -31,6 +31,7 @@ def run(
     *,
     images: bool = False,
     quick: bool = False,
+    longer: int = 1,
     seed: int = 0,
     device: str = "auto",
     stops: Sequence[Stop] | None = None,
@@ -42,6 +43,7 @@ def run(
         out: folder of the results: ``report.html``, ``metrics.json``, ``pictures/``, ``checkpoints/``.
         images: whether to use images of 28x28 pixels, `glyphs-digits`, instead of the 8x8 ones of scikit-learn.
         quick: whether to train for seconds instead of minutes.
+        longer: how many times as many epochs to train.
         seed: seed of all random numbers.
         device: "auto", or a torch device.
         stops: the programs to train; default those that suit the images.
@@ -54,12 +56,14 @@ def run(
     Raises:
         FileExistsError: ``out`` holds something other than a tour.
         ValueError: there is no such device, or the tour to resume had another seed, another length or other images.
+        TypeError, ValueError: ``longer`` is no integer, or below 1.
     """
+    check_counts(longer=longer)
     where, folder = find_device(device), Path(out)
     plan = IMAGES if images else DIGITS
     if stops is not None:
         plan = replace(plan, stops=stops)
-    asked = {"data": plan.data, "quick": quick, "seed": seed}
+    asked = {"data": plan.data, "quick": quick, "longer": longer, "seed": seed}
     refuse_file(folder, "a tour is")
     with only_writer(folder):
         _check_is_tour(folder)
@@ -68,7 +72,7 @@ def run(
         # The mark of a tour, complete or not, is written first, so that it exists after any interrupt.
         runs.write_json(folder / "metrics.json", {"complete": False, **asked, "programs": []})
         _clear(folder, () if resume else ("checkpoints",))
-        return _visit_all(Tour(folder, quick, seed, where, plan))
+        return _visit_all(Tour(folder, quick, seed, where, plan, longer))
 
 
 def _visit_all(tour: Tour) -> list[str]:
@@ -112,7 +116,7 @@ def _check_is_same(out: Path, asked: dict[str, Any]) -> None:
     if not path.is_file():
         return
     before = runs.read_json(path, {"data": str, "quick": bool, "seed": int}, "take the tour without --resume")
-    changed = changes(before, asked)
+    changed = changes({"longer": 1} | before, asked)
     if changed:
         raise ValueError(
             f"{out} holds another tour ({'; '.join(changed)}): use the same options, or choose another --out"

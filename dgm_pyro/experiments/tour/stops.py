@@ -46,11 +46,11 @@ class Stop:
     def reference(self) -> bool:
         return self.family == "reference"
 
-    def options(self, quick: bool) -> dict[str, Any] | None:
-        """Options of `fit`."""
-        if self.recipe is None or not quick:
-            return self.recipe
-        return self.recipe | {"epochs": self.quick_epochs}
+    def options(self, quick: bool, longer: int = 1) -> dict[str, Any] | None:
+        """Options of `fit`, with ``longer`` times the epochs."""
+        if self.recipe is None:
+            return None
+        return self.recipe | {"epochs": longer * (self.quick_epochs if quick else self.recipe["epochs"])}
 
 
 @dataclass(frozen=True)
