@@ -18,8 +18,8 @@ import pyro
 import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.distributions import constraints
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from dgm_pyro.checks import check_path, check_type, suggesting, warn
