@@ -19,7 +19,6 @@ import torch
 from pyro.infer import ELBO as PyroELBO
 from torch import Tensor, nn
 from torch.distributions import constraints
-from torch.optim import Optimizer
 from tqdm import tqdm
 
 from dgm_pyro.checks import check_path, check_type, suggesting, warn
@@ -476,10 +475,10 @@ class Training:
             else:
                 self.optimizer.zero_grad(set_to_none=True)
                 sums = self._gradient(step, rows)
-                norm = self._clip(sums)
+                norm = self._norm(sums)
                 skipped = options.skip_norm is not None and bool(norm > options.skip_norm)
                 if not skipped:
-                    self.optimizer.step()
+                    self._update(norm)
             if self.device.type == "cpu" or step % WATCH_EVERY == 0 or step == end:
                 watch.check(epoch, processes)
             if skipped:
@@ -552,8 +551,7 @@ class Training:
         """Loss, gradient and update of a whole batch."""
         self.optimizer.zero_grad(set_to_none=True)
         sums = self.step(batch, weights, whole=True)
-        self._clip(sums)
-        self.optimizer.step()
+        self._update(self._norm(sums))
         return sums
 
     def _note_graph(self) -> None:
@@ -564,12 +562,25 @@ class Training:
                 warn(f"the step is no CUDA graph: {self.graph.refused}")
             self.graph = None
 
-    def _clip(self, sums: Sums) -> Tensor:
-        """Clip the gradient of the next update, and watch its norms and the sums; return its norm before."""
+    def _norm(self, sums: Sums) -> Tensor:
+        """The norm of the gradient; watch it, those of the parameters, and the sums."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        norms = _clip(gradients, self.options.clip_norm, self.optimizer)
-        self.watch.see(sums, norms)
-        return norms[""]
+        norms = torch._foreach_norm([*gradients.values()])
+        total = torch.linalg.vector_norm(torch.stack(norms))
+        self.watch.see(sums, dict(zip(gradients, norms, strict=True)) | {"": total})
+        return total
+
+    def _update(self, norm: Tensor) -> None:
+        """Take a step of the optimizer by the gradient of this norm, scaled down to the largest norm."""
+        optimizer, largest = self.optimizer, self.options.clip_norm
+        if largest is not None:
+            excess = ((norm + 1e-6) / largest).clamp(min=1)
+            if is_recordable(optimizer) and excess.dtype == torch.float32:
+                optimizer.grad_scale = excess  # type: ignore[attr-defined]  # divides gradients while it reads them
+            else:
+                torch._foreach_div_([p.grad for p in self.parameters.values() if p.grad is not None], excess)
+        optimizer.step()
+        vars(optimizer).pop("grad_scale", None)  # the optimizer may be the caller's
 
     def _elapsed(self, step: int) -> float:
         """The share of training that is over before ``step``, from 0 to 1."""
@@ -868,22 +879,6 @@ class _FirstNonFinite:
                 zip(self.names, norms, strict=True), key=lambda pair: math.inf if math.isnan(pair[1]) else pair[1]
             )[0]
         raise NonFiniteLossError(what, site, epoch, int(step), epoch - 1)
-
-
-def _clip(gradients: dict[str, Tensor], largest: float | None, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Scale the gradients to a norm of at most ``largest``; return the norm of each before.
-
-    A fused optimizer divides the gradients in the pass in which it reads them.
-    """
-    norms = torch._foreach_norm([*gradients.values()])
-    total = torch.linalg.vector_norm(torch.stack(norms))
-    if largest is not None:
-        excess = ((total + 1e-6) / largest).clamp(min=1)
-        if is_recordable(optimizer) and excess.dtype == torch.float32:  # the dtype that the fused step takes
-            optimizer.grad_scale = excess  # type: ignore[attr-defined]
-        else:
-            torch._foreach_div_([*gradients.values()], excess)
-    return dict(zip(gradients, norms, strict=True)) | {"": total}
 
 
 class _Totals:
