@@ -491,7 +491,7 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
             exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=shapes)
         sys.stderr.write(printed.getvalue())
         device = next((leaf.device for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)), None)
-        graph = _upsample_by_repetition(_fuse_normal_draws(exported.module(check_guards=False)))
+        graph = _fuse_normal_draws(exported.module(check_guards=False))
         return _with_modules_for_regions(_constants_on(graph, device))
     except CompilationError as error:
         raise CompilationError(without_table(error)) from error
@@ -499,7 +499,7 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
         raise CompilationError(_failure_message(error)) from error
 
 
-def _parts(graph: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
+def _graphs_in(graph: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
     """``graph``, and the graphs of its regions, such as those under autocast."""
     return [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]
 
@@ -508,7 +508,7 @@ def _fuse_normal_draws(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     """``graph`` with ``torch.randn`` for ``torch.empty(...).normal_()``, with the same numbers: the compiler would
     make a kernel to fill the memory first."""
     aten = torch.ops.aten
-    for part in _parts(graph):
+    for part in _graphs_in(graph):
         for node in part.graph.find_nodes(op="call_function", target=aten.normal_.default):
             memory: Any = node.args[0]
             whole = len(node.args) == 1 and not node.kwargs and len(memory.users) == 1
@@ -524,44 +524,6 @@ def _fuse_normal_draws(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
     return graph
 
 
-def _upsample_by_repetition(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """``graph`` with repetitions for ``F.interpolate(..., mode="nearest")`` by whole factors, of the same value.
-
-    The code that torch 2.13 compiles for the gradient of the operator is wrong in bf16 on a CPU: where the output is
-    read in float32 and in bf16, the gradient is 0. Other factors, and images of symbolic size, keep the operator.
-    """
-    aten = torch.ops.aten
-    operators = {aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec}
-    for part in _parts(graph):
-        for node in [node for node in part.graph.nodes if node.target in operators]:
-            factors = _whole_factors(*node.args)
-            if factors is None:
-                continue
-            out: Any = node.args[0]
-            with part.graph.inserting_before(node):
-                for dim, factor in enumerate(factors, 2):
-                    shape = [-1] * (len(factors) + 3)
-                    shape[dim + 1] = factor
-                    out = part.graph.call_function(aten.unsqueeze.default, (out, dim + 1))
-                    out = part.graph.call_function(aten.expand.default, (out, shape))
-                    out = part.graph.call_function(aten.flatten.using_ints, (out, dim, dim + 1))
-            out.meta = node.meta
-            node.replace_all_uses_with(out)
-            part.graph.erase_node(node)
-        part.recompile()
-    return graph
-
-
-def _whole_factors(image: Any, size: Any, scales: Any) -> list[int] | None:
-    """How often nearest upsampling to ``size``, or by ``scales``, repeats each pixel; None if not equally often."""
-    if scales is None:
-        before = image.meta["val"].shape[2:]
-        if not all(isinstance(length, int) for length in (*before, *size)):
-            return None
-        scales = [b / a for a, b in zip(before, size, strict=True)]
-    return [int(scale) for scale in scales] if all(scale == int(scale) >= 1 for scale in scales) else None
-
-
 def _constants_on(graph: torch.fx.GraphModule, device: torch.device | None) -> torch.fx.GraphModule:
     """``graph`` with its scalar constants, such as ``torch.tensor(0.5)``, on the device of its arguments.
 
@@ -570,7 +532,7 @@ def _constants_on(graph: torch.fx.GraphModule, device: torch.device | None) -> t
     aten, cpu = torch.ops.aten, torch.device("cpu")
     if device in (None, cpu):
         return graph
-    for part in _parts(graph):
+    for part in _graphs_in(graph):
         for make in (aten.zeros.default, aten.ones.default, aten.full.default, aten.scalar_tensor.default):
             for node in part.graph.find_nodes(op="call_function", target=make):
                 if node.kwargs.get("device") == cpu and node.meta["val"].dim() == 0:
@@ -607,7 +569,7 @@ def _with_modules_for_regions(graph: torch.fx.GraphModule) -> torch.fx.GraphModu
         regions.wrap_with_autocast: (torch.autocast, 4),
         regions.wrap_with_set_grad_enabled: (torch.set_grad_enabled, 1),
     }
-    for outer in _parts(graph):
+    for outer in _graphs_in(graph):
         for node in [node for node in outer.graph.nodes if node.target in contexts]:
             context, count = contexts[node.target]
             arguments: Any = node.args
@@ -684,10 +646,32 @@ def optimized(graph: torch.fx.GraphModule, backend: str = "inductor", *, cuda_gr
     # Its modules are the program's, and it reads their current parameters, so the check at each call is not needed.
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     if backend == "inductor":
+        _keep_the_order_of_writes()
         options["fallback_random"] = True
         options["triton.cudagraphs"] = cuda_graphs and any(p.is_cuda for p in graph.parameters())
         options["cpp_wrapper"] = _compiles_as_one_file(graph)
     return _Optimized(graph, torch.compile(graph.forward, backend=backend, fullgraph=True, options=options))
+
+
+@functools.cache
+def _keep_the_order_of_writes() -> None:
+    """Mend torch's compiler for CPUs, which lets some kernels read a tensor before the last write to it.
+
+    When torch 2.13 changes the loops of a kernel to fuse it with another, it forgets which write its reads come after.
+    The gradients of indexing, `gather`, `sort`, `max` and `F.interpolate` are such writes: in bf16 they were 0.
+    """
+    from torch._inductor.scheduler import SchedulerNode
+
+    recompute: Any = SchedulerNode.recompute_size_and_body
+
+    @functools.wraps(recompute)
+    def recompute_and_rename(self: Any, *args: Any, **kwargs: Any) -> None:
+        recompute(self, *args, **kwargs)
+        self.set_read_writes(self.read_writes.rename(self.mutation_renames))
+
+    SchedulerNode.recompute_size_and_body = recompute_and_rename  # type: ignore[method-assign]
+    config: Any = torch.compiler.config
+    config.cache_key_tag += "order of writes"  # code that was compiled and stored before is not used
 
 
 def _compiles_as_one_file(graph: torch.fx.GraphModule) -> bool:
@@ -696,7 +680,7 @@ def _compiles_as_one_file(graph: torch.fx.GraphModule) -> bool:
     The kernels share the time that g++ takes to read torch's headers, but one long function takes it more than linear
     time. A step is also faster, because no Python runs between the kernels.
     """
-    length = sum(len(part.graph.nodes) for part in _parts(graph))
+    length = sum(len(part.graph.nodes) for part in _graphs_in(graph))
     values = [node.meta.get("val") for node in graph.graph.find_nodes(op="placeholder")]
     tensors = [t for t in (*graph.parameters(), *graph.buffers(), *values) if isinstance(t, Tensor)]
     return length <= 1000 and all(t.device.type == "cpu" for t in tensors)

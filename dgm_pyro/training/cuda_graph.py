@@ -124,8 +124,8 @@ def _tensor_leaves(tree: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def is_recordable(optimizer: Optimizer) -> bool:
-    """Whether a step of ``optimizer`` reads and writes only tensors on the device."""
+def is_fused_adam(optimizer: Optimizer) -> bool:
+    """Whether ``optimizer`` is an Adam whose step is one operation, which reads and writes only tensors."""
     return type(optimizer) in (Adam, AdamW) and all(group["fused"] for group in optimizer.param_groups)
 
 

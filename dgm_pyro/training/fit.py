@@ -34,7 +34,7 @@ from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, 
 from dgm_pyro.program import Program, alone, check_program, differentiating, seeded
 from dgm_pyro.training import adversarial as adversarial  # which adds the names of its objectives
 from dgm_pyro.training.compilation import Sums, why_eager
-from dgm_pyro.training.cuda_graph import RECORDING_DEVICES, CudaGraph, is_recordable, make_capturable, portable, set_lr
+from dgm_pyro.training.cuda_graph import RECORDING_DEVICES, CudaGraph, is_fused_adam, make_capturable, portable, set_lr
 from dgm_pyro.training.distributed import ProcessGroup, process_group
 from dgm_pyro.training.optimizers import OptimizerFactory, SchedulerFactory, optimizer_of, scheduler_of
 from dgm_pyro.training.options import TrainingOptions, changes, documented
@@ -233,6 +233,15 @@ class Training:
         self.steps_per_epoch = self.processes.batches(len(train), options.batch_size, options.drop_last)
         self.steps = options.gradient_steps or options.epochs * self.steps_per_epoch
         self.optimizer = optimizer_of(options, self.parameters.values(), optimizer)
+        updated = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        self.parameters = {name: p for name, p in self.parameters.items() if id(p) in updated}
+        if not self.parameters:
+            raise ValueError(
+                f"optimizer updates no parameter of this {type(program).__name__}: make it of the parameters that the "
+                "function is given"
+            )
+        # A fused Adam divides gradients by a number in the pass that reads them, but all that it updates.
+        self.scales = is_fused_adam(self.optimizer) and len(updated) == len(self.parameters)
         for group in self.optimizer.param_groups:
             group["lr"] = float(group["lr"])  # it may be the caller's tensor
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -473,7 +482,7 @@ class Training:
                 self._note_graph()
                 skipped = False
             else:
-                self.optimizer.zero_grad(set_to_none=True)
+                self._forget_gradients()
                 sums = self._gradient(step, rows)
                 norm = self._norm(sums)
                 skipped = options.skip_norm is not None and bool(norm > options.skip_norm)
@@ -537,7 +546,7 @@ class Training:
             "the scheduler is torch's": self.scheduler is not None,
             "the objective is Pyro's": self.step.terms is None,
             "a codebook follows its data outside of the gradient": bool(self.codebooks),
-            "the optimizer is no fused Adam or AdamW": not is_recordable(self.optimizer),
+            "the optimizer is no fused Adam or AdamW": not is_fused_adam(self.optimizer),
             "the objective is your own, and may count its calls: try compile=True": not ours
             and options.compile is not True,
         }
@@ -549,7 +558,7 @@ class Training:
 
     def _whole_step(self, batch: tuple[Any, ...], weights: dict[str, Tensor]) -> Sums:
         """Loss, gradient and update of a whole batch."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         sums = self.step(batch, weights, whole=True)
         self._update(self._norm(sums))
         return sums
@@ -562,6 +571,10 @@ class Training:
                 warn(f"the step is no CUDA graph: {self.graph.refused}")
             self.graph = None
 
+    def _forget_gradients(self) -> None:
+        self.program.zero_grad(set_to_none=True)  # also those that the optimizer does not update
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _norm(self, sums: Sums) -> Tensor:
         """The norm of the gradient; watch it, those of the parameters, and the sums."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
@@ -572,15 +585,19 @@ class Training:
 
     def _update(self, norm: Tensor) -> None:
         """Take a step of the optimizer by the gradient of this norm, scaled down to the largest norm."""
-        optimizer, largest = self.optimizer, self.options.clip_norm
-        if largest is not None:
-            excess = ((norm + 1e-6) / largest).clamp(min=1)
-            if is_recordable(optimizer) and excess.dtype == torch.float32:
-                optimizer.grad_scale = excess  # type: ignore[attr-defined]  # divides gradients while it reads them
-            else:
-                torch._foreach_div_([p.grad for p in self.parameters.values() if p.grad is not None], excess)
+        optimizer: Any = self.optimizer
+        largest = self.options.clip_norm
+        excess = None if largest is None else ((norm + 1e-6) / largest).clamp(min=1)
+        if excess is not None and self.scales and excess.dtype == torch.float32:
+            optimizer.grad_scale = excess
+            try:
+                optimizer.step()
+            finally:
+                del optimizer.grad_scale  # the optimizer may be the caller's
+            return
+        if excess is not None:
+            torch._foreach_div_([p.grad for p in self.parameters.values() if p.grad is not None], excess)
         optimizer.step()
-        vars(optimizer).pop("grad_scale", None)  # the optimizer may be the caller's
 
     def _elapsed(self, step: int) -> float:
         """The share of training that is over before ``step``, from 0 to 1."""

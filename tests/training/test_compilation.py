@@ -795,6 +795,8 @@ def test_small_graphs_compile_as_one_file_and_long_ones_as_a_file_for_each_kerne
     for program in (vae(dgm.Normal(2)), dgm.Diffusion(2, DenoisingMLP((2,), (8,)), num_steps=20).unroll()):
         dgm.compile(program)(torch.randn(4, 2))
     assert asked == [True, False]
+    elsewhere = compilation.export(torch.nn.Linear(2, 2, device="meta"), (torch.ones(4, 2, device="meta"),))
+    assert not compilation._compiles_as_one_file(elsewhere)
 
 
 def test_long_trainings_are_compiled_by_themselves_and_short_ones_not(monkeypatch, graphs_only):
@@ -953,62 +955,49 @@ def test_constants_and_draws_of_a_region_are_those_of_a_graph(context):
 
     graph = compilation.export(Noisy(), (torch.randn(3, 4),), dynamic=False)
     compilation._constants_on(graph, torch.device("meta"))
-    nodes = [node for part in compilation._parts(graph) for node in part.graph.nodes]
+    nodes = [node for part in compilation._graphs_in(graph) for node in part.graph.nodes]
     made = [node for node in nodes if node.target in (torch.ops.aten.full.default, torch.ops.aten.zeros.default)]
     assert [node.kwargs["device"].type for node in made] == ["meta", "meta"]
     assert {str(node.target) for node in nodes} >= {"aten.randn.default"}
     assert "aten.normal_.default" not in {str(node.target) for node in nodes}
 
 
-class Upsampling(nn.Module):
-    """A residual block, twice the resolution, and a block that reads it in float32 and in bf16."""
+READS = {  # whose gradients add up at the places that are read
+    "interpolate": lambda h: F.interpolate(h, scale_factor=2, mode="nearest"),
+    "index_select": lambda h: h.index_select(2, torch.tensor([0, 0, 1, 3])),
+    "max": lambda h: h.max(2, keepdim=True)[0].expand_as(h),
+    "sort": lambda h: h.sort(2)[0],
+}
 
-    in_shape, out_shape = torch.Size((4, 4, 4)), torch.Size((1, 1, 8, 8))
 
-    def __init__(self):
+class Reading(nn.Module):
+    """A residual block, a read of its result at some places, and a block that takes this in float32 and in bf16."""
+
+    in_shape = torch.Size((4, 4, 4))
+
+    def __init__(self, read):
         super().__init__()
+        self.read, self.out_shape = read, torch.Size((1, *read(torch.zeros(1, 1, 4, 4))[0].shape))
         self.low, self.high, self.last = (nn.Conv2d(4, out, 3, padding=1) for out in (4, 4, 1))
 
     def forward(self, h):
-        h = F.interpolate(h + self.low(h), scale_factor=2.0, mode="nearest")
+        h = self.read(h + self.low(h))
         return self.last(h + self.high(F.silu(h))).unsqueeze(1)
 
 
-def test_machine_code_in_bf16_has_the_gradient_of_what_is_upsampled():
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly if name in ("max", "sort") else ()) for name in READS]
+)
+def test_machine_code_in_bf16_has_the_gradient_of_what_is_read_at_some_places(name):
+    """It is written in several turns, and torch 2.13 by itself lets another kernel read it before the last one."""
     torch.manual_seed(0)
-    program = dgm.Bernoulli((1, 8, 8), Upsampling())
-    loss, data = dgm.compile(program), (torch.randint(2, (5, 1, 8, 8)), torch.randn(5, 4, 4, 4))
+    network = Reading(READS[name])
+    program = dgm.Bernoulli(network.out_shape[1:], network)
+    loss, data = dgm.compile(program), (torch.randint(2, (5, *network.out_shape[1:])), torch.randn(5, 4, 4, 4))
     with networks_in(torch.bfloat16):
         ours = loss_and_gradients(loss, program, *data)
         theirs = loss_and_gradients(eager(program, ELBO()), program, *data)
     torch.testing.assert_close(ours, theirs, **BF16)
-
-
-@pytest.mark.parametrize(
-    ("size", "how", "repeats"),
-    [
-        ((5,), {"size": (15,)}, True),
-        ((2, 3), {"size": (4, 3)}, True),
-        ((2, 3), {"scale_factor": 2}, True),
-        ((2, 1, 3), {"size": (4, 3, 6)}, True),
-        ((2, 3), {"size": (3, 4)}, False),
-        ((2,), {"scale_factor": 2.4}, False),  # to 4 pixels, of which the first is read three times
-        ((3,), {"scale_factor": 1.3}, False),
-    ],
-)
-def test_upsampling_by_whole_factors_repeats_and_has_the_same_value_and_gradient(float64, size, how, repeats):
-    class Nearest(nn.Module):
-        def forward(self, x):
-            return F.interpolate(x, mode="nearest", **how)
-
-    found = []
-    graph = compilation.export(Nearest(), (torch.randn(2, 3, *size),))
-    for upsample in (graph, Nearest()):
-        x = torch.arange(18.0 * math.prod(size)).reshape(6, 3, *size).requires_grad_()
-        upsample(x).square().sum().backward()
-        found.append((upsample(x), x.grad))
-    torch.testing.assert_close(*found)
-    assert repeats != any("upsample" in str(node.target) for node in graph.graph.nodes)
 
 
 class Frozen(nn.Module):

@@ -557,17 +557,47 @@ def test_gradients_are_clipped_to_the_norm_that_is_asked_for():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_fused_optimizer_clips_as_one_that_is_not(dtype):
+@pytest.mark.parametrize("part", ["", "factors.network.first"])
+def test_a_fused_adam_clips_as_one_that_is_not(dtype, part):
     """Adam does not see a constant factor, but it sees one that changes from step to step."""
     found = []
     with programs.precision(dtype):
         for fused in (True, False):
-            name = f"AdamW(fused={fused})"
-            training = of("made", optimizer=name, clip_norm=0.3, lr=0.05, gradient_steps=5, validation=None)(0)
+            program = CASES["made"].build(0)
+            some = [p for name, p in program.named_parameters() if name.startswith(part)]
+            training = Training(
+                program,
+                data_for(CASES["made"], program, 40),
+                options=options(clip_norm=0.3, gradient_steps=5, validation=None),
+                optimizer=lambda _, some=some, fused=fused: torch.optim.AdamW(some, lr=0.05, fused=fused),
+            )
             finished(training)
             found.append([p.detach() for p in training.program.parameters()])
             assert not hasattr(training.optimizer, "grad_scale")  # it may be a user's, for further steps
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_the_norm_is_that_of_what_the_optimizer_updates(monkeypatch):
+    """Gradients of other parameters neither count nor add up from step to step."""
+    norms, norm = [], Training._norm
+    monkeypatch.setattr(Training, "_norm", lambda self, sums: norms.append(norm(self, sums)) or norms[-1])
+    program = CASES["made"].build(0)
+    last = program.factors.network.last
+    training = Training(
+        program,
+        data_for(CASES["made"], program, 8),
+        options=options(gradient_steps=3, validation=None),
+        optimizer=lambda _: torch.optim.SGD(last.parameters(), lr=1e-9),
+    )
+    finished(training)
+    whole = torch.cat([p.grad.flatten() for p in last.parameters()]).norm()
+    torch.testing.assert_close(torch.stack(norms), whole.expand(3), rtol=1e-4, atol=0)
+
+
+def test_an_optimizer_of_another_program_is_refused():
+    program, other = CASES["made"].build(0), CASES["made"].build(1)
+    with pytest.raises(ValueError, match="optimizer updates no parameter of this Autoregressive"):
+        dgm.fit(program, data_for(CASES["made"], program, 8), optimizer=lambda _: torch.optim.Adam(other.parameters()))
 
 
 def test_steps_of_too_long_a_gradient_are_left_out():

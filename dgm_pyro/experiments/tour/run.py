@@ -55,8 +55,8 @@ def run(
 
     Raises:
         FileExistsError: ``out`` holds something other than a tour.
-        ValueError: there is no such device, or the tour to resume had another seed, another length or other images.
-        TypeError, ValueError: ``longer`` is no integer, or below 1.
+        ValueError: there is no such device, ``longer`` is no positive integer, or the tour to resume had another seed,
+            another length or other images.
     """
     check_counts(longer=longer)
     where, folder = find_device(device), Path(out)

@@ -48,8 +48,8 @@ class Stop:
 
     def options(self, quick: bool, longer: int = 1) -> dict[str, Any] | None:
         """Options of `fit`, with ``longer`` times the epochs."""
-        if self.recipe is None:
-            return None
+        if self.recipe is None or (not quick and longer == 1):
+            return self.recipe
         return self.recipe | {"epochs": longer * (self.quick_epochs if quick else self.recipe["epochs"])}
 
 
