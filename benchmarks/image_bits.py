@@ -6,8 +6,9 @@
 
 The files hold ``x``, ``(N, C, H, W)``, integers of 8 bits. Every family trains for ``--steps`` steps, or for about
 ``--minutes`` minutes by the clock. ``--set`` passes parts of the models to `dgm.build`. With ``--validation``, a share
-of the training images chooses the best weights. The reported seconds are processor time of one thread. Each model adds
-a line to ``bench/image_bits.jsonl``, and its program to ``bench/``.
+of the training images chooses the best weights. The bound of a `diffusion` is summed over all of its steps. The
+reported seconds are processor time of one thread. Each model adds a line to ``bench/image_bits.jsonl``, and its program
+to ``bench/``.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ import numpy as np
 import torch
 
 import dgm_pyro as dgm
+from dgm_pyro.experiments.tour.results import at_all_times
 from dgm_pyro.malloc import keep_freed_memory
 from dgm_pyro.training.fit import History
 from dgm_pyro.training.options import value_of
 
-TRIED = 5  # steps of each part of the trial by which --minutes is turned into steps
-PARTS = 5  # of a training, about; after each the weights are validated
+STRETCH, STRETCHES = 5, 6  # steps, and how often, of the trial by which --minutes is turned into steps
+VALIDATIONS = 5  # of a training, about
 
 
 def part(text: str) -> tuple[str, object]:
@@ -86,13 +88,14 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
         )
 
     if options.minutes is not None:
-        ends = [epoch.seconds for epoch in fit(copy.deepcopy(program), 6 * TRIED, TRIED).epochs]
-        a_step = statistics.median(b - a for a, b in itertools.pairwise(ends)) / TRIED  # without what compiles
+        ends = [epoch.seconds for epoch in fit(copy.deepcopy(program), STRETCHES * STRETCH, STRETCH).epochs]
+        a_step = statistics.median(b - a for a, b in itertools.pairwise(ends)) / STRETCH  # without what compiles
         steps = max(1, round(60 * options.minutes / a_step))
     start = time.process_time()
-    history = fit(program, steps, max(1, steps // PARTS), options.validation)
+    history = fit(program, steps, max(1, steps // VALIDATIONS), options.validation)
     seconds = time.process_time() - start
-    found = dgm.evaluate(program, test, num_particles=1, num_samples=options.num_samples, batch_size=32)
+    with at_all_times(program):
+        found = dgm.evaluate(program, test, num_particles=1, num_samples=options.num_samples, batch_size=32)
     words = ("image_bits", train.name, name, *(f"{part}={value}" for part, value in parts.items()))
     dgm.save(program, Path("bench") / "_".join((*words, options.precision, str(seed))))
     return {
