@@ -44,12 +44,13 @@ def posterior_from(target: str, data: str | Path | None = None) -> Posterior:
         raise ValueError(f"{target!r} names a guide too: pass FILE.py:MODEL, and the guides by --guides")
     if data is not None:
         args, kwargs = (), arguments_in(model, Path(data))
+    where = target if data is None else f"{target} with {data}"
     try:
         return Posterior(model, *args, **kwargs)
-    except (ValueError, TypeError):
-        raise
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     except (Exception, SystemExit) as error:
-        raise ValueError(f"{target} raises {type(error).__name__} when it is run: {in_one_line(error)}") from error
+        raise ValueError(f"{where} raises {type(error).__name__} when it is run: {in_one_line(error)}") from error
 
 
 def arguments_in(model: Any, path: Path) -> dict[str, Any]:

@@ -403,13 +403,15 @@ def test_a_model_that_makes_no_data_is_told_before_the_fits(schools, capsys):
 
 @pytest.mark.parametrize(
     ("statement", "told"),
-    [("pyro.plate('none', 0)", "ZeroDivisionError when it is run: size cannot be zero"),
-     ("raise SystemExit(3)", "SystemExit when it is run: 3")],
+    [("pyro.plate('none', 0)", " raises ZeroDivisionError when it is run: size cannot be zero"),
+     ("mu + 'kg'", " raises TypeError when it is run: unsupported operand type(s) for +: 'Tensor' and 'str'"),
+     ("raise ValueError('y is a table')", ": y is a table"),
+     ("raise SystemExit(3)", " raises SystemExit when it is run: 3")],
 )  # fmt: skip
 def test_what_a_model_raises_is_told_in_one_line(schools, capsys, statement, told):
     (schools / "schools.py").write_text(f"{SCHOOLS}    {statement}\n")
     assert cli.main(["infer", "schools.py:model", "--data", "data.json", "--out", "found"]) == 1
-    assert capsys.readouterr().err == f"dgm: schools.py:model raises {told}\n"
+    assert capsys.readouterr().err == f"dgm: schools.py:model with data.json{told}\n"
 
 
 def test_an_out_that_is_a_file_is_told_before_the_fits(schools, capsys, monkeypatch):
