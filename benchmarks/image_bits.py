@@ -143,11 +143,21 @@ def main() -> None:
     keep_freed_memory()
     if options.data is None and (options.train is None or options.test is None):
         parser.error("pass --data, or --train and --test")
+    if options.data is not None and (options.train is not None or options.test is not None):
+        parser.error("pass --data, or --train and --test, not both")
+    if options.data is None and options.num_test is not None:
+        parser.error("--num-test is for --data")
+    if len(options.steps) not in (1, len(options.models)):
+        parser.error("--steps takes one number, or one for each model")
+    if min(options.steps) < 1 or (options.minutes is not None and options.minutes <= 0):
+        parser.error("--steps and --minutes must be positive")
     if options.data is None:
         train, test = images(options.train), images(options.test)
     else:
         train = dgm.data.load(options.data)
         test = dgm.data.load(options.data, "test", num_data=options.num_test)
+    if train.levels != 256 or train.event_shape != test.event_shape:
+        parser.error("both sets must have images of one shape and 256 levels")
     Path("bench").mkdir(exist_ok=True)
 
     def record(row: dict[str, object]) -> None:

@@ -83,6 +83,7 @@ def compile(program: Program | tuple[Callable[..., Any], Callable[..., Any]], ob
         For a program a `Loss`, ``loss(x, given=None)``; for a pair a `PairLoss`, called with the pair's arguments. The
         first call compiles it. Arguments of another kind compile it again, and so does a second number of data, then
         for every number. It does not follow later replacements of parts of the program: then call `compile` again.
+        Parameters of an objective of your own get no gradient, unless they are parameters of the program.
 
     Raises:
         TypeError: ``program`` is neither, or the objective is a class.
@@ -702,6 +703,11 @@ def _graph_key(arguments: tuple[Any, ...], first: int) -> Any:
 def _failure_message(error: Exception) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_LIBRARIES)]
     reason = str(error).strip().split("\n")[0]
+    if reason.startswith("Constraints violated"):
+        return (
+            "this cannot be compiled, because an operation fixes the number of data: write it for any number, such as "
+            "by x.shape[0] or expand, or use compile=False"
+        )
     if not frames:
         return f"this cannot be compiled: {reason}"
     frame = frames[-1]

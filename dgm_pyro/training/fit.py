@@ -224,24 +224,25 @@ class Training:
         if options.early_stopping is not None and held_out is None:
             raise ValueError("early_stopping needs validation data: pass validation=0.1, or a Data")
         self.device = find_device(options.device)
-        self.parameters = {name: p for name, p in program.named_parameters() if p.requires_grad}
-        if not self.parameters:
+        trainable = {name: p for name, p in program.named_parameters() if p.requires_grad}
+        if not trainable:
             raise ValueError(f"this {type(program).__name__} has no parameters that require a gradient")
         if options.accumulate > 1 and (isinstance(maximize, PyroObjective) or hasattr(maximize, "update")):
             raise ValueError(f"accumulate must be 1 for {maximize!r}, which takes its own steps")
         self.processes = process_group()
         self.steps_per_epoch = self.processes.batches(len(train), options.batch_size, options.drop_last)
         self.steps = options.gradient_steps or options.epochs * self.steps_per_epoch
-        self.optimizer = optimizer_of(options, self.parameters.values(), optimizer)
-        updated = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        self.parameters = {name: p for name, p in self.parameters.items() if id(p) in updated}
-        if not self.parameters:
+        self.optimizer = optimizer_of(options, trainable.values(), optimizer)
+        # What the optimizer updates: some of the program's parameters, and perhaps others, such as an objective's.
+        names = {id(p): name for name, p in trainable.items()}
+        updated = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.parameters = {names.get(id(p), f"parameter {i} of the optimizer"): p for i, p in enumerate(updated)}
+        if not self.parameters.keys() & trainable.keys():
             raise ValueError(
                 f"optimizer updates no parameter of this {type(program).__name__}: make it of the parameters that the "
                 "function is given"
             )
-        # A fused Adam divides gradients by a number in the pass that reads them, but all that it updates.
-        self.scales = is_fused_adam(self.optimizer) and len(updated) == len(self.parameters)
+        self.others = self.parameters.keys() - trainable.keys()
         for group in self.optimizer.param_groups:
             group["lr"] = float(group["lr"])  # it may be the caller's tensor
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -298,6 +299,9 @@ class Training:
         self._between_steps, self.graph = False, None  # which holds much of the device's memory
         self.program.load_state_dict(self.last if isinstance(error, NonFiniteLossError) else self.best)
         self.program.eval()
+        if self.scheduler is None:  # the optimizer may be the caller's
+            for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
+                group["lr"] = lr
 
     @property
     def finished(self) -> bool:
@@ -398,6 +402,12 @@ class Training:
                 raise ValueError(
                     f"state belongs to another program (in {part!r}, {'; '.join(changed)}): build the same program"
                 )
+        sizes = [[len(group["params"]) for group in each["optimizer"]["param_groups"]] for each in (state, own)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(
+                f"state belongs to an optimizer with groups of {sizes[0]} parameters, but this one has groups of "
+                f"{sizes[1]}: make the same optimizer"
+            )
         state = copy.deepcopy(state)  # two trainings must not share its tensors
         self.program.load_state_dict(state["program"])
         self.best = state["best"]
@@ -511,12 +521,17 @@ class Training:
         """Compile the step, join with the other processes, and prepare its recording."""
         options = self.options
         compiling = options.compile is True or (self.steps >= COMPILE_FROM and options.compile)
+        if self.others and options.compile is True:
+            raise ValueError(
+                f"a compiled step has no gradient for what is no parameter of the program, but the optimizer updates "
+                f"{', '.join(sorted(self.others))}: make these parameters of the program, or use compile=False"
+            )
         why_not = self._why_not_recorded()
         whole = rows if len(rows) == options.batch_size else self._batches[0]
         self.step.prepare(
             functools.partial(self._batch_arguments, whole),
             self.processes,
-            compiling,
+            False if self.others else compiling,
             first=first,
             parts=options.accumulate,
             # Inductor's own CUDA graphs are untested with the hooks of several processes.
@@ -578,8 +593,8 @@ class Training:
     def _norm(self, sums: Sums) -> Tensor:
         """The norm of the gradient; watch it, those of the parameters, and the sums."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        norms = torch._foreach_norm([*gradients.values()])
-        total = torch.linalg.vector_norm(torch.stack(norms))
+        norms = torch._foreach_norm([*gradients.values()]) if gradients else ()
+        total = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=self.device)
         self.watch.see(sums, dict(zip(gradients, norms, strict=True)) | {"": total})
         return total
 
@@ -588,15 +603,16 @@ class Training:
         optimizer: Any = self.optimizer
         largest = self.options.clip_norm
         excess = None if largest is None else ((norm + 1e-6) / largest).clamp(min=1)
-        if excess is not None and self.scales and excess.dtype == torch.float32:
-            optimizer.grad_scale = excess
+        if excess is not None and is_fused_adam(optimizer) and excess.dtype == torch.float32:
+            optimizer.grad_scale = excess  # which divides each gradient in the pass that reads it
             try:
                 optimizer.step()
             finally:
                 del optimizer.grad_scale  # the optimizer may be the caller's
             return
-        if excess is not None:
-            torch._foreach_div_([p.grad for p in self.parameters.values() if p.grad is not None], excess)
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if excess is not None and gradients:
+            torch._foreach_div_(gradients, excess)
         optimizer.step()
 
     def _elapsed(self, step: int) -> float:

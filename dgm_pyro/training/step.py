@@ -16,10 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from dgm_pyro.checks import warn
+from dgm_pyro.diagnosis.messages import in_one_line
 from dgm_pyro.networks.mlp import networks_in
 from dgm_pyro.objectives import at_progress
 from dgm_pyro.program import Program
-from dgm_pyro.training.compilation import Sums, Terms, check_compilable, export, optimized
+from dgm_pyro.training.compilation import CompilationError, Sums, Terms, check_compilable, export, optimized
 from dgm_pyro.training.distributed import ProcessGroup
 
 
@@ -141,8 +142,12 @@ class Step:
         with self._networks_in_precision():  # their precision is part of the graph
             whole = optimized(export(terms, example), cuda_graphs=cuda_graphs)
         before = [buffer.clone() for buffer in self.program.buffers()]
-        loss = whole(*example)["loss"][""]
-        loss.backward()  # compiles the backward pass now, so that its errors appear here
+        try:
+            whole(*example)["loss"][""].backward()  # compiles both passes now, so that their errors appear here
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise CompilationError(f"the step cannot be compiled: {in_one_line(error)}") from error
         self.program.zero_grad(set_to_none=True)
         for buffer, value in zip(self.program.buffers(), before, strict=True):
             buffer.copy_(value)

@@ -1000,6 +1000,17 @@ def test_machine_code_in_bf16_has_the_gradient_of_what_is_read_at_some_places(na
     torch.testing.assert_close(ours, theirs, **BF16)
 
 
+def test_an_operation_that_fixes_the_number_of_data_is_told():
+    class Rows(nn.Module):
+        in_shape, out_shape = torch.Size((2,)), torch.Size((1, 1))
+
+        def forward(self, h):
+            return h.take_along_dim(torch.tensor([[0]]), 1)[:, None]
+
+    with pytest.raises(CompilationError, match="fixes the number of data: write it for any number"):
+        dgm.compile(dgm.Bernoulli(1, Rows()))(torch.ones(4, 1), torch.randn(4, 2))
+
+
 class Frozen(nn.Module):
     """A network whose features have no gradient."""
 

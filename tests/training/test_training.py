@@ -594,6 +594,68 @@ def test_the_norm_is_that_of_what_the_optimizer_updates(monkeypatch):
     torch.testing.assert_close(torch.stack(norms), whole.expand(3), rtol=1e-4, atol=0)
 
 
+class Pulling:
+    """The ELBO, less the squared distance of ``parameter`` from 2 in steps where the program is ``trained``."""
+
+    def __init__(self, parameter, trained=lambda step: True):
+        self.parameter, self.trained, self.steps = parameter, trained, 0
+
+    def __repr__(self):
+        return "Pulling"
+
+    def __call__(self, program, x, given=None, observed=None):
+        self.steps += 1
+        bound = dgm.ELBO()(program, x, given, observed)
+        if not self.trained(self.steps):
+            return bound
+        return dataclasses.replace(bound, surrogate=bound.surrogate - 1000 * (self.parameter - 2).square().sum())
+
+
+QUICKLY = {"gradient_steps": 4, "batch_size": 8, "validation": None, "progress": False, "device": "cpu"}
+
+
+def test_a_parameter_that_is_not_the_programs_is_trained_clipped_and_not_compiled():
+    program, other = dgm.Normal(2, learned=True), nn.Parameter(torch.zeros(3))
+    options = {"optimizer": lambda own: torch.optim.SGD([*own, other], lr=1.0), "clip_norm": 0.1, **QUICKLY}
+    history = dgm.fit(program, torch.randn(16, 2), Pulling(other), lr_schedule="constant", **options)
+    assert not history.compiled
+    torch.testing.assert_close(other.norm(), torch.tensor(0.4), rtol=1e-3, atol=0)  # 4 steps of 0.1
+    with pytest.raises(ValueError, match="updates parameter 1 of the optimizer: make these parameters of the program"):
+        dgm.fit(program, torch.randn(16, 2), Pulling(other), compile=True, **options)
+
+
+def test_a_step_without_a_gradient_of_what_is_updated_changes_nothing():
+    program = dgm.Normal(2, learned=True)
+    program.extra = nn.Parameter(torch.zeros(3))
+    objective = Pulling(program.extra, trained=lambda step: step == 2)
+    options = {"optimizer": lambda _: torch.optim.SGD([program.extra], lr=1e-4), **QUICKLY, "clip_norm": None}
+    dgm.fit(program, torch.randn(16, 2), objective, lr_schedule="constant", **options)
+    torch.testing.assert_close(program.extra.detach(), torch.full((3,), 0.4))
+
+
+def test_the_callers_optimizer_keeps_its_learning_rate():
+    program = dgm.Normal(2, learned=True)
+    optimizer = torch.optim.Adam(program.parameters(), lr=0.1)
+    dgm.fit(program, torch.randn(16, 2), optimizer=lambda _: optimizer, **QUICKLY)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_a_state_of_an_optimizer_with_other_groups_is_refused_and_changes_nothing():
+    x = torch.randn(16, 2)
+
+    def training(groups):
+        program = vae(dgm.Normal(2))
+        of_groups = lambda own: torch.optim.SGD(groups(list(own)), lr=0.1)  # noqa: E731
+        return Training(program, x, options=options(validation=None), optimizer=of_groups)
+
+    with training(lambda own: [{"params": [p]} for p in own]) as one, training(lambda own: own) as other:
+        before = [p.clone() for p in other.program.parameters()]
+        one.advance()
+        with pytest.raises(ValueError, match=r"groups of \[1, 1, .*\] parameters, but this one has groups of \[\d+\]"):
+            other.load_state_dict(one.state_dict())
+        assert all(map(torch.equal, other.program.parameters(), before))
+
+
 def test_an_optimizer_of_another_program_is_refused():
     program, other = CASES["made"].build(0), CASES["made"].build(1)
     with pytest.raises(ValueError, match="optimizer updates no parameter of this Autoregressive"):
