@@ -282,11 +282,14 @@ def _parameter_of(field: dataclasses.Field[Any]) -> inspect.Parameter:
 
 def _settings(texts: Sequence[str]) -> dict[str, Any]:
     """The values in "NAME=VALUE": numbers and sequences of them, or names."""
+    from dgm_pyro.checks import close_to
+
     known, found = _names_to_set(), {}
     for text in texts:
         name, _, value = text.partition("=")
         if name not in known or not value:
-            raise ValueError(f"--set must be NAME=VALUE with a NAME of {', '.join(known)}, got {text!r}")
+            meant = "" if name in known else close_to(name, known)
+            raise ValueError(f"--set must be NAME=VALUE with a NAME of {', '.join(known)}, got {text!r}{meant}")
         found[name] = value_of(value)
     return found
 

@@ -179,12 +179,14 @@ class TrainedRun(Result):
         model: its name in the catalog.
         history: history of the training.
         given: names of the columns that x is conditioned on.
+        was_complete: whether there was nothing to train.
     """
 
     folder: Path
     model: str
     history: History
     given: Sequence[str] = ()
+    was_complete: bool = False
 
     def parts(self) -> list[str | Table]:
         history = self.history
@@ -197,7 +199,8 @@ class TrainedRun(Result):
         doing = {"implicit": ("sample",), "classifier": ("evaluate",)}.get(self.model, ("evaluate", "sample"))
         number = " --given " + ",".join("NUMBER" for _ in self.given) if self.given else ""
         return [
-            f"{self.folder}: trained {len(history.epochs)} epoch{'s' * (len(history.epochs) != 1)} in "
+            f"{self.folder}: {'was complete, so nothing was done; earlier, ' if self.was_complete else ''}"
+            f"trained {len(history.epochs)} epoch{'s' * (len(history.epochs) != 1)} in "
             f"{history.seconds:.1f} s, "
             f"kept the weights of epoch {history.best_epoch}: {loss}",
             "next: " + "; ".join(f"dgm {each} {self.folder}{number if each == 'sample' else ''}" for each in doing),
@@ -219,15 +222,18 @@ def train_run(
     tracker = RunFiles(folder, f"{model}-{Path(data).stem}")
     _, record, history = runs.train(folder, model, data, swaps, options, trackers=[tracker], **others)
     distributed.leave()
-    return TrainedRun(folder, model, history, record.reading.get("given", ())) if processes.writes else None
+    given = record.reading.get("given", ())
+    return TrainedRun(folder, model, history, given, tracker.history is None) if processes.writes else None
 
 
 def resume_run(folder: Path, device: str | None = None, *, progress: bool = True) -> TrainedRun | None:
     """`runs.resume`, also in several processes under torchrun, of which only the first returns the result."""
     processes = distributed.join(device or "auto")
-    _, record, history = runs.resume(folder, device, trackers=[RunFiles(folder, str(folder))], progress=progress)
+    tracker = RunFiles(folder, str(folder))
+    _, record, history = runs.resume(folder, device, trackers=[tracker], progress=progress)
     distributed.leave()
-    return TrainedRun(folder, record.model, history, record.reading.get("given", ())) if processes.writes else None
+    given = record.reading.get("given", ())
+    return TrainedRun(folder, record.model, history, given, tracker.history is None) if processes.writes else None
 
 
 def sweep_into(

@@ -694,12 +694,14 @@ def learning_curves(history: History, *, title: str = "") -> Figure:
             _from_start(beside, [loss for _, loss in validation])
     for axes in rest:
         for name, values in terms.items():
-            axes.plot(epochs, values, label=name)
+            axes.plot(epochs, values, label=name, marker=marker)
         axes.set(ylabel="nats per datum")
         axes.legend()
     _from_start(top, history.losses + ([loss for _, loss in validation] if together else []))
     figure.axes[-1].set_xlabel("epoch")
     figure.axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(epochs) == 1:
+        top.set_xlim(epochs[0] - 1, epochs[0] + 1)
     return figure
 
 
@@ -1045,9 +1047,15 @@ def _scalar_draws(found: GuideComparison) -> list[dict[str, Any]]:
 
 
 def _names_by_error(found: GuideComparison, names: Iterable[str]) -> list[str]:
-    """The names of scalars by the largest error of a guide's mean, from the largest; unchanged without a reference."""
-    rows = [row.mean_errors for row in found.rows if row.mean_errors]
-    errors = [_scalars({site: error.unsqueeze(0) for site, error in row.items()}) for row in rows]
+    """The names of scalars by the largest error of a guide, from the largest; unchanged without a reference.
+
+    The error is that of the mean, in sds of the reference, or the log of the ratio of the sds.
+    """
+    errors = [
+        _scalars({z: torch.maximum(row.mean_errors[z], row.sd_ratios[z].log().abs())[None] for z in row.mean_errors})
+        for row in found.rows
+        if row.mean_errors
+    ]
     return sorted(names, key=lambda name: -max((float(each[name][0]) for each in errors), default=0.0))
 
 

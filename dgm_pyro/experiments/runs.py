@@ -411,7 +411,7 @@ def read(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     path = Path(folder) / RECORD
     if not path.is_file():
         empty = not path.parent.exists() or (path.parent.is_dir() and not any(path.parent.iterdir()))
-        remedy = f"train one with dgm train --out {folder}" if empty else "choose the folder of a run"
+        remedy = f"train one with dgm train MODEL --out {folder}" if empty else "choose the folder of a run"
         raise FileNotFoundError(f"{folder} holds no run, because it has no {RECORD}: {remedy}")
     remedy = "train the run again"
     found = read_json(path, KINDS, remedy)

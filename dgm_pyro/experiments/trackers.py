@@ -35,6 +35,7 @@ class RunFiles:
 
     def __init__(self, folder: str | Path, title: str = ""):
         self.folder, self.title, self.drawn = Path(folder), title, time.monotonic()
+        self.history: History | None = None
 
     def on_start(self, training: Training) -> None:
         """Write all epochs so far again: after a kill, the file may have more of them than the state."""
@@ -44,7 +45,7 @@ class RunFiles:
     def on_epoch(self, epoch: Epoch) -> None:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(_json_line(epoch))
-        if time.monotonic() - self.drawn >= EVERY:
+        if self.history is not None and time.monotonic() - self.drawn >= EVERY:
             self._draw_curves(self.history)
 
     def on_end(self, history: History) -> None:

@@ -265,6 +265,8 @@ class Training:
         self.held_out = held_out
         self.average = None if options.ema is None else _Average(program, options.ema)
         self.step = Step(maximize, self.scored, options.precision)
+        # Also what the optimizer does not update: its gradients would add up.
+        self._differentiated = [*{id(p): p for p in (*program.parameters(), *self.parameters.values())}.values()]
         self.watch = _FirstNonFinite(program.variable, self.parameters, self.device)
         self.codebooks = [module for module in program.modules() if isinstance(module, Codebook)]
         self._forget_encodings()  # left by a training that ended in an error
@@ -587,15 +589,16 @@ class Training:
             self.graph = None
 
     def _forget_gradients(self) -> None:
-        self.program.zero_grad(set_to_none=True)  # also those that the optimizer does not update
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in self._differentiated:
+            p.grad = None
 
     def _norm(self, sums: Sums) -> Tensor:
         """The norm of the gradient; watch it, those of the parameters, and the sums."""
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         norms = torch._foreach_norm([*gradients.values()]) if gradients else ()
         total = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=self.device)
-        self.watch.see(sums, dict(zip(gradients, norms, strict=True)) | {"": total})
+        on_host = self.device.type == "cpu" and self.graph is None
+        self.watch.see(sums, dict(zip(gradients, norms, strict=True)) | {"": total}, on_host=on_host)
         return total
 
     def _update(self, norm: Tensor) -> None:
@@ -882,16 +885,26 @@ class _FirstNonFinite:
         self.now.fill_(taken)
         self.step.zero_()
 
-    def see(self, sums: Sums, norms: dict[str, Tensor]) -> None:
-        """Check one more step. Its tensors are updated in place, because a CUDA graph writes to them."""
+    def see(self, sums: Sums, norms: dict[str, Tensor], *, on_host: bool) -> None:
+        """Check one more step. Its tensors are updated in place, because a CUDA graph writes to them.
+
+        Args:
+            on_host: whether it costs nothing to read a value now. Without that, every step is recorded on the device.
+        """
+        self.now += 1
+        total = norms[""]
+        # The first step is always recorded, because all processes report values when a step of one was not finite.
+        if on_host and self.values is not None:
+            finite: Any = torch.isfinite(total + sums["value"][""] + sums["loss"][""])
+            if finite:
+                return
         terms = {**sums["reconstruction"], **sums["kl"]}
         self.sites = [*terms]
         losses = torch.stack([*terms.values(), sums["value"][""], sums["loss"][""].detach().double()])
-        none = torch.zeros_like(norms[""])  # the norm of a parameter without a gradient
+        none = torch.zeros_like(total)  # the norm of a parameter without a gradient
         values = torch.cat([losses, torch.stack([norms.get(name, none) for name in self.names]).double()])
         if self.values is None:
             self.values = torch.zeros_like(values)
-        self.now += 1
         found = self.step > 0
         self.values.copy_(torch.where(found, self.values, values))
         self.step.copy_(torch.where(found | torch.isfinite(values).all(), self.step, self.now))

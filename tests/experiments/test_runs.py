@@ -264,7 +264,9 @@ def test_the_command_says_how_to_go_on_and_that_leads_to_the_same_run(tmp_path, 
     assert {path.suffix for path in folder.iterdir()} == {".json", ".jsonl", ".png", ".safetensors"}
     assert not [*folder.glob("state*")]
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    capsys.readouterr()
     assert cli.main(command) == 0  # it is complete: as torchrun gives the command again
+    assert "was complete, so nothing was done; earlier, trained 4 epochs" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 

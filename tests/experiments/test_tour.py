@@ -263,7 +263,9 @@ def test_an_interrupted_tour_is_resumed(tmp_path, monkeypatch, capsys):
     assert names[0] == names[1]  # the weights among them, by their digest
     assert (tour / "report.html").is_file()
     steps.clear()
+    capsys.readouterr()
     run.run(tour, **options, resume=True)
+    assert "trained earlier in" in capsys.readouterr().out
     assert not steps
 
 

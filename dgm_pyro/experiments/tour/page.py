@@ -45,7 +45,7 @@ def page_of(tour: Tour) -> report.Report:
         warnings.append(words("incomplete_warning", tour))
     return report.Report(
         title=words("title"),
-        lead=words("lead", tour, min(tour.models, key=lambda result: result.bits_per_dim, default=None)),
+        lead=words("lead", tour, min(tour.models, key=lambda result: result.bits_per_dim, default=None), tour.counting),
         table=_results_table(tour),
         sections=[*_overview(tour), *_families(tour), *_classifiers(tour)],
         warnings=warnings,
@@ -160,8 +160,9 @@ def _overview(tour: Tour) -> Iterator[report.Section]:
     if not densities:
         return
     evidences = {result.stop.title: result.evidence for result in densities if result.evidence is not None}
-    reference = tour.result("pixels-by-class")
-    line = None if reference is None else reference.bits_per_dim
+    line, label = None, ""
+    if tour.counting is not None:
+        line, label = tour.counting.bits_per_dim, words("bits_reference", tour.counting.stop.title)
     beaten = [result for result in tour.models if line is not None and result.bits_per_dim < line]
     bits_title = words("bits_title", bool(tour.models) and len(beaten) == len(tour.models))
     lowest = min(
@@ -173,9 +174,7 @@ def _overview(tour: Tour) -> Iterator[report.Section]:
     pictures = [
         _picture(
             "bits-per-dim",
-            lambda: plots.bits_per_dim(
-                evidences, reference=line, reference_label=words("bits_reference"), title=bits_title
-            ),
+            lambda: plots.bits_per_dim(evidences, reference=line, reference_label=label, title=bits_title),
             "bits",
             caption=words("bits_caption"),
         ),
@@ -369,5 +368,6 @@ def result_line(result: StopResult) -> str:
     if result.accuracy is not None:
         parts.append(f"accuracy {result.accuracy:.3f}")
     if result.history.epochs:
-        parts.append(f"trained in {result.history.seconds:.0f} s")
+        earlier = "earlier " if result.kept else ""
+        parts.append(f"trained {earlier}in {result.history.seconds:.1f} s")
     return ", ".join(parts)

@@ -45,6 +45,7 @@ class StopResult:
     stop: Stop
     program: Program
     history: History
+    kept: bool = False  # from the tour that this one resumes
     evidence: Evidence | None = None
     scores: dict[str, Tensor] = field(default_factory=dict)
     samples: Tensor | None = None
@@ -125,8 +126,9 @@ class Tour:
 
     def visit(self, stop: Stop) -> StopResult:
         """Train a program, and measure all that it supports."""
-        program, history = self._load_stop(stop) or self._train_stop(stop)
-        result = StopResult(stop, program, history)
+        kept = self._load_stop(stop)
+        program, history = kept or self._train_stop(stop)
+        result = StopResult(stop, program, history, kept is not None)
 
         if program.variable == "x":
 
@@ -200,6 +202,12 @@ class Tour:
     def models(self) -> list[StopResult]:
         """Results of programs with a p(x), without the references, in the order of the tour."""
         return [result for result in self.results if result.evidence is not None and not result.stop.reference]
+
+    @property
+    def counting(self) -> StopResult | None:
+        """The better of the references, which count instead of training."""
+        references = [result for result in self.results if result.stop.reference and result.evidence is not None]
+        return min(references, key=lambda result: result.bits_per_dim, default=None)
 
     @property
     def size(self) -> str:
