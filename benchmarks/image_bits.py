@@ -3,12 +3,13 @@
     python benchmarks/image_bits.py --train train.npz --test test.npz --models glow vdvae pixelcnn
     DGM_DATA=folder python benchmarks/image_bits.py --data mnist --num-test 1000 --minutes 2
     python benchmarks/image_bits.py --train train.npz --test test.npz --models pixelcnn --set stages=2 attention=1
+    python benchmarks/image_bits.py --train train.npz --test test.npz --models --picture samples.png
 
 The files hold ``x``, ``(N, C, H, W)``, integers of 8 bits. Every family trains for ``--steps`` steps, or for about
 ``--minutes`` minutes by the clock. ``--set`` passes parts of the models to `dgm.build`. With ``--validation``, a share
 of the training images chooses the best weights. The bound of a `diffusion` is summed over all of its steps. The
 reported seconds are processor time of one thread. Each model adds a line to ``bench/image_bits.jsonl``, and its program
-to ``bench/``.
+to ``bench/``. ``--picture`` draws samples of these programs.
 """
 
 from __future__ import annotations
@@ -118,13 +119,31 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
     }
 
 
+def draw(path: Path, data: str, test: dgm.Data) -> None:
+    """Draw test images, and ten samples of each program in ``bench/`` that was trained on this data set."""
+    some = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:10]
+    rows = {"test images": test.x[some]}
+    for folder in sorted(Path("bench").glob(f"image_bits_{data}_*")):
+        torch.manual_seed(0)
+        name = folder.name.removeprefix(f"image_bits_{data}_").rsplit("_", 2)[0].replace("_", ", ")
+        rows[name] = dgm.load(folder).sample(10)
+    figure = dgm.plots.images(
+        torch.cat([*rows.values()]),
+        levels=256,
+        num_columns=10,
+        row_labels=[*rows],
+        title="Ten samples of each program, not selected",
+    )
+    dgm.plots.write_picture(path, figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", help="an .npz file")
     parser.add_argument("--test", help="an .npz file")
     parser.add_argument("--data", help="a data set by name, in place of files")
     parser.add_argument("--num-test", type=int, help="how many of its test images, at random")
-    parser.add_argument("--models", nargs="+", default=["glow", "vdvae", "pixelcnn"])
+    parser.add_argument("--models", nargs="*", default=["glow", "vdvae", "pixelcnn"])
     parser.add_argument("--steps", type=int, nargs="+", default=[700], help="one number, or one for each model")
     parser.add_argument("--minutes", type=float, help="about how long each training takes, in place of --steps")
     parser.add_argument("--validation", type=float, help="share of the training images that chooses the best weights")
@@ -137,6 +156,7 @@ def main() -> None:
     parser.add_argument("--ema", type=float, default=0.98, help="decay of the average of the weights (default: 0.98)")
     parser.add_argument("--num-samples", type=int, default=4, help="draws of a bound for each test image (default: 4)")
     parser.add_argument("--set", type=part, nargs="+", default=[], metavar="PART=VALUE", help="parts of every model")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw samples of all programs in bench/")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -176,6 +196,8 @@ def main() -> None:
     steps = options.steps * len(options.models) if len(options.steps) == 1 else options.steps
     for name, count in zip(options.models, steps, strict=True):
         record(trained(name, train, test, count, options))
+    if options.picture is not None:
+        draw(options.picture, train.name, test)
 
 
 if __name__ == "__main__":
