@@ -420,6 +420,10 @@ def test_its_report_stands_alone(quick):
     for family in page.FAMILIES:
         assert page.words(f"{family}_title") in text
     assert "quick tour" in text
+    anchors = re.findall(r'<section id="([^"]+)"', text)
+    assert len(anchors) == len({*anchors})
+    counted = min(p["bits_per_dim"] for p in metrics["programs"] if p["reference"])
+    assert f"Counting has {counted:.2f}." in " ".join(text.split())
 
 
 def test_it_prints_a_table_and_where_to_look(quick):
