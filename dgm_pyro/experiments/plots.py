@@ -21,7 +21,7 @@ import functools
 import io
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -892,7 +892,7 @@ def marginals(found: GuideComparison, *, title: str = "", most: int = 8) -> Figu
     names = _names_by_error(found, draws[0])[:most]
     columns = min(2, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = _figure(1.15 * rows + 0.5, title)
+    figure = _figure(1.15 * rows + 0.5, _of_scalars(title, names, draws[0]))
     labels = (["reference"] if found.reference is not None else []) + [row.name for row in found.rows]
     for place, name in enumerate(names):
         axes = figure.add_subplot(rows, columns, place + 1)
@@ -926,7 +926,7 @@ def pairs(found: GuideComparison, guide: str, *, title: str = "", most: int = 3,
     alone = replace(found, rows=(found[guide],))
     draws = _scalar_draws(alone)
     names = _names_by_error(alone, draws[0])[:most]
-    figure, colors = _figure(WIDTH * 0.9, title), _theme.get()
+    figure, colors = _figure(WIDTH * 0.9, _of_scalars(title, names, draws[0])), _theme.get()
     shades = {"reference": colors.muted, guide: colors.series[0]} if len(draws) == 2 else {guide: colors.series[0]}
     for row, below in enumerate(names):
         for column, left in enumerate(names[: row + 1]):
@@ -1044,6 +1044,12 @@ def _scalar_draws(found: GuideComparison) -> list[dict[str, Any]]:
     vectors += [row.weighted.u for row in found.rows]
     with torch.no_grad():
         return [_scalars(found.posterior.constrain(u)) for u in vectors]
+
+
+def _of_scalars(title: str, shown: Sequence[str], every: Collection[str]) -> str:
+    """The title, which says if scalars are left out."""
+    left_out = f"{len(shown)} of {len(every)} scalars" if len(shown) < len(every) else ""
+    return ": ".join(filter(None, (title, left_out)))
 
 
 def _names_by_error(found: GuideComparison, names: Iterable[str]) -> list[str]:

@@ -294,6 +294,8 @@ def test_what_does_not_fit():
 def test_pictures_hold_the_draws(table):
     figure = plots.marginals(table)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["z[1]", "z[0]"]
+    assert figure.get_suptitle() == ""
+    assert plots.marginals(table, most=1, title="posterior").get_suptitle() == "posterior: 1 of 2 scalars"
     figure = plots.pairs(table, "meanfield")
     assert len(figure.axes) == 3
     assert [label.get_text() for label in figure.legends[0].get_texts()] == ["reference", "meanfield"]
