@@ -597,16 +597,19 @@ class Training:
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         norms = torch._foreach_norm([*gradients.values()]) if gradients else ()
         total = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=self.device)
-        on_host = self.device.type == "cpu" and self.graph is None
-        self.watch.see(sums, dict(zip(gradients, norms, strict=True)) | {"": total}, on_host=on_host)
+        named = dict(zip(gradients, norms, strict=True)) | {"": total}
+        self.watch.see(sums, named, on_host=self._reads_values)
         return total
 
     def _update(self, norm: Tensor) -> None:
         """Take a step of the optimizer by the gradient of this norm, scaled down to the largest norm."""
         optimizer: Any = self.optimizer
         largest = self.options.clip_norm
-        excess = None if largest is None else ((norm + 1e-6) / largest).clamp(min=1)
-        if excess is not None and is_fused_adam(optimizer) and excess.dtype == torch.float32:
+        if largest is None or (self._reads_values and bool(norm + 1e-6 <= largest)):
+            optimizer.step()
+            return
+        excess = ((norm + 1e-6) / largest).clamp(min=1)
+        if is_fused_adam(optimizer) and excess.dtype == torch.float32:
             optimizer.grad_scale = excess  # which divides each gradient in the pass that reads it
             try:
                 optimizer.step()
@@ -614,9 +617,14 @@ class Training:
                 del optimizer.grad_scale  # the optimizer may be the caller's
             return
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        if excess is not None and gradients:
+        if gradients:
             torch._foreach_div_(gradients, excess)
         optimizer.step()
+
+    @property
+    def _reads_values(self) -> bool:
+        """Whether reading the value of a tensor costs nothing, as on a CPU outside of a recorded step."""
+        return self.device.type == "cpu" and self.graph is None
 
     def _elapsed(self, step: int) -> float:
         """The share of training that is over before ``step``, from 0 to 1."""
