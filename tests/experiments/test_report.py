@@ -72,7 +72,7 @@ def test_the_page_is_whole_and_every_heading_is_linked(example):
     targets = {attrs["id"] for _, attrs in page.elements if "id" in attrs}
     links = {attrs["href"].removeprefix("#") for attrs in page.all("a")}
     assert {"results", "family"} <= links <= targets
-    assert "part" in targets
+    assert "family-part" in targets
     words = " ".join(page.words)
     for expected in ("The title", "The lead.", "Careful.", "lower is better", "± 0.01", "dgm list", "Rises.", "seed"):
         assert expected in words
