@@ -222,8 +222,7 @@ def train_run(
     tracker = RunFiles(folder, f"{model}-{Path(data).stem}")
     _, record, history = runs.train(folder, model, data, swaps, options, trackers=[tracker], **others)
     distributed.leave()
-    given = record.reading.get("given", ())
-    return TrainedRun(folder, model, history, given, tracker.history is None) if processes.writes else None
+    return _trained_run(tracker, record, history) if processes.writes else None
 
 
 def resume_run(folder: Path, device: str | None = None, *, progress: bool = True) -> TrainedRun | None:
@@ -232,8 +231,13 @@ def resume_run(folder: Path, device: str | None = None, *, progress: bool = True
     tracker = RunFiles(folder, str(folder))
     _, record, history = runs.resume(folder, device, trackers=[tracker], progress=progress)
     distributed.leave()
-    given = record.reading.get("given", ())
-    return TrainedRun(folder, record.model, history, given, tracker.history is None) if processes.writes else None
+    return _trained_run(tracker, record, history) if processes.writes else None
+
+
+def _trained_run(tracker: RunFiles, record: runs.Record, history: History) -> TrainedRun:
+    return TrainedRun(
+        tracker.folder, record.model, history, record.reading.get("given", ()), was_complete=not tracker.started
+    )
 
 
 def sweep_into(

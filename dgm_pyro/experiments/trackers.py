@@ -35,17 +35,17 @@ class RunFiles:
 
     def __init__(self, folder: str | Path, title: str = ""):
         self.folder, self.title, self.drawn = Path(folder), title, time.monotonic()
-        self.history: History | None = None
+        self.started = False
 
     def on_start(self, training: Training) -> None:
         """Write all epochs so far again: after a kill, the file may have more of them than the state."""
-        self.history = training.history
+        self.started, self.history = True, training.history
         write_text(self.folder / "metrics.jsonl", "".join(map(_json_line, training.history.epochs)))
 
     def on_epoch(self, epoch: Epoch) -> None:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(_json_line(epoch))
-        if self.history is not None and time.monotonic() - self.drawn >= EVERY:
+        if time.monotonic() - self.drawn >= EVERY:
             self._draw_curves(self.history)
 
     def on_end(self, history: History) -> None:

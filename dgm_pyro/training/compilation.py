@@ -492,8 +492,13 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
             exported = torch.export.export(module, arguments, strict=False, dynamic_shapes=shapes)
         sys.stderr.write(printed.getvalue())
         device = next((leaf.device for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)), None)
-        graph = _fuse_normal_draws(exported.module(check_guards=False))
-        return _with_modules_for_regions(_constants_on(graph, device))
+        graph = exported.module(check_guards=False)
+        for part in _graphs_in(graph):
+            _fuse_normal_draws(part)
+            _move_constants(part, device)
+            _make_modules_of_regions(part)
+            part.recompile()
+        return graph
     except CompilationError as error:
         raise CompilationError(without_table(error)) from error
     except Exception as error:
@@ -505,47 +510,42 @@ def _graphs_in(graph: torch.fx.GraphModule) -> list[torch.fx.GraphModule]:
     return [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]
 
 
-def _fuse_normal_draws(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """``graph`` with ``torch.randn`` for ``torch.empty(...).normal_()``, with the same numbers: the compiler would
-    make a kernel to fill the memory first."""
+def _fuse_normal_draws(graph: torch.fx.GraphModule) -> None:
+    """Replace ``torch.empty(...).normal_()`` by ``torch.randn``, with the same numbers.
+
+    The compiler would make a kernel to fill the memory first.
+    """
     aten = torch.ops.aten
-    for part in _graphs_in(graph):
-        for node in part.graph.find_nodes(op="call_function", target=aten.normal_.default):
-            memory: Any = node.args[0]
-            whole = len(node.args) == 1 and not node.kwargs and len(memory.users) == 1
-            if not whole or memory.target is not aten.empty.memory_format:
-                continue
-            with part.graph.inserting_before(node):
-                drawn = part.graph.call_function(aten.randn.default, memory.args, memory.kwargs)
-            drawn.meta = node.meta
-            node.replace_all_uses_with(drawn)
-            part.graph.erase_node(node)
-            part.graph.erase_node(memory)
-        part.recompile()
-    return graph
+    for node in graph.graph.find_nodes(op="call_function", target=aten.normal_.default):
+        memory: Any = node.args[0]
+        if len(node.args) > 1 or node.kwargs or memory.target is not aten.empty.memory_format or len(memory.users) > 1:
+            continue
+        with graph.graph.inserting_before(node):
+            drawn = graph.graph.call_function(aten.randn.default, memory.args, memory.kwargs)
+        drawn.meta = node.meta
+        node.replace_all_uses_with(drawn)
+        graph.graph.erase_node(node)
+        graph.graph.erase_node(memory)
 
 
-def _constants_on(graph: torch.fx.GraphModule, device: torch.device | None) -> torch.fx.GraphModule:
-    """``graph`` with its scalar constants, such as ``torch.tensor(0.5)``, on the device of its arguments.
+def _move_constants(graph: torch.fx.GraphModule, device: torch.device | None) -> None:
+    """Move scalar constants, such as ``torch.tensor(0.5)``, to the device of the arguments.
 
     A scalar on the CPU can be used on every device, but the compiler may expand it on the CPU.
     """
     aten, cpu = torch.ops.aten, torch.device("cpu")
     if device in (None, cpu):
-        return graph
-    for part in _graphs_in(graph):
-        for make in (aten.zeros.default, aten.ones.default, aten.full.default, aten.scalar_tensor.default):
-            for node in part.graph.find_nodes(op="call_function", target=make):
-                if node.kwargs.get("device") == cpu and node.meta["val"].dim() == 0:
-                    node.update_kwarg("device", device)
-        for node in part.graph.find_nodes(op="get_attr"):
-            *path, name = node.target.split(".")
-            owner: Any = part.get_submodule(".".join(path))
-            value = getattr(owner, name)
-            if isinstance(value, Tensor) and value.device == cpu and value.dim() == 0 and not value.requires_grad:
-                setattr(owner, name, value.to(device))
-        part.recompile()
-    return graph
+        return
+    for make in (aten.zeros.default, aten.ones.default, aten.full.default, aten.scalar_tensor.default):
+        for node in graph.graph.find_nodes(op="call_function", target=make):
+            if node.kwargs.get("device") == cpu and node.meta["val"].dim() == 0:
+                node.update_kwarg("device", device)
+    for node in graph.graph.find_nodes(op="get_attr"):
+        *path, name = node.target.split(".")
+        owner: Any = graph.get_submodule(".".join(path))
+        value = getattr(owner, name)
+        if isinstance(value, Tensor) and value.device == cpu and value.dim() == 0 and not value.requires_grad:
+            setattr(owner, name, value.to(device))
 
 
 class _Region(nn.Module):
@@ -560,8 +560,8 @@ class _Region(nn.Module):
             return self.part(*args)
 
 
-def _with_modules_for_regions(graph: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """``graph`` with modules for the parts that run under autocast or without gradients.
+def _make_modules_of_regions(graph: torch.fx.GraphModule) -> None:
+    """Make modules of the parts that run under autocast or without gradients.
 
     `torch.export` makes special operators of them, which `torch.compile` refuses for a second number of data.
     """
@@ -570,22 +570,18 @@ def _with_modules_for_regions(graph: torch.fx.GraphModule) -> torch.fx.GraphModu
         regions.wrap_with_autocast: (torch.autocast, 4),
         regions.wrap_with_set_grad_enabled: (torch.set_grad_enabled, 1),
     }
-    for outer in _graphs_in(graph):
-        for node in [node for node in outer.graph.nodes if node.target in contexts]:
-            context, count = contexts[node.target]
-            arguments: Any = node.args
-            inner = arguments[count]
-            name: Any = inner.target
-            region = _Region(functools.partial(context, *arguments[:count]), outer.get_submodule(name))
-            outer.set_submodule(name, region)
-            with outer.graph.inserting_before(node):
-                called = outer.graph.call_module(name, arguments[count + 1 :])
-            node.replace_all_uses_with(called)
-            outer.graph.erase_node(node)
-            if not inner.users:
-                outer.graph.erase_node(inner)
-        outer.recompile()
-    return graph
+    for node in [node for node in graph.graph.nodes if node.target in contexts]:
+        context, count = contexts[node.target]
+        arguments: Any = node.args
+        inner = arguments[count]
+        name: Any = inner.target
+        graph.set_submodule(name, _Region(functools.partial(context, *arguments[:count]), graph.get_submodule(name)))
+        with graph.graph.inserting_before(node):
+            called = graph.graph.call_module(name, arguments[count + 1 :])
+        node.replace_all_uses_with(called)
+        graph.graph.erase_node(node)
+        if not inner.users:
+            graph.graph.erase_node(inner)
 
 
 def _in_graph_form(function: type, *args: Any) -> Any:

@@ -242,7 +242,12 @@ class Training:
                 f"optimizer updates no parameter of this {type(program).__name__}: make it of the parameters that the "
                 "function is given"
             )
-        self.others = self.parameters.keys() - trainable.keys()
+        self.others = sorted(self.parameters.keys() - trainable.keys())
+        if self.others and options.compile is True:
+            raise ValueError(
+                "a compiled step has no gradient for what is no parameter of the program, but the optimizer updates "
+                f"{', '.join(self.others)}: make these parameters of the program, or use compile=False"
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = float(group["lr"])  # it may be the caller's tensor
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -523,11 +528,6 @@ class Training:
         """Compile the step, join with the other processes, and prepare its recording."""
         options = self.options
         compiling = options.compile is True or (self.steps >= COMPILE_FROM and options.compile)
-        if self.others and options.compile is True:
-            raise ValueError(
-                f"a compiled step has no gradient for what is no parameter of the program, but the optimizer updates "
-                f"{', '.join(sorted(self.others))}: make these parameters of the program, or use compile=False"
-            )
         why_not = self._why_not_recorded()
         whole = rows if len(rows) == options.batch_size else self._batches[0]
         self.step.prepare(
@@ -902,10 +902,8 @@ class _FirstNonFinite:
         self.now += 1
         total = norms[""]
         # The first step is always recorded, because all processes report values when a step of one was not finite.
-        if on_host and self.values is not None:
-            finite: Any = torch.isfinite(total + sums["value"][""] + sums["loss"][""])
-            if finite:
-                return
+        if on_host and self.values is not None and bool((total + sums["value"][""] + sums["loss"][""]).isfinite()):
+            return
         terms = {**sums["reconstruction"], **sums["kl"]}
         self.sites = [*terms]
         losses = torch.stack([*terms.values(), sums["value"][""], sums["loss"][""].detach().double()])

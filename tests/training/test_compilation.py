@@ -951,10 +951,9 @@ def test_constants_and_draws_of_a_region_are_those_of_a_graph(context):
     class Noisy(nn.Module):
         def forward(self, x):
             with context:
-                return x * torch.full((), 0.5) + torch.zeros(()) + torch.empty(3, 4).normal_()
+                return x * torch.full((), 0.5) + torch.zeros(()) + torch.empty(3, 4, device=x.device).normal_()
 
-    graph = compilation.export(Noisy(), (torch.randn(3, 4),), dynamic=False)
-    compilation._constants_on(graph, torch.device("meta"))
+    graph = compilation.export(Noisy(), (torch.randn(3, 4, device="meta"),), dynamic=False)
     nodes = [node for part in compilation._graphs_in(graph) for node in part.graph.nodes]
     made = [node for node in nodes if node.target in (torch.ops.aten.full.default, torch.ops.aten.zeros.default)]
     assert [node.kwargs["device"].type for node in made] == ["meta", "meta"]
