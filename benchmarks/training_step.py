@@ -64,7 +64,7 @@ class HandWrittenDiffusion(nn.Module):
         loss = 0.5 * (self.sigma[-1] ** 2 + (self.alpha[-1] * x) ** 2 - 1 - 2 * self.sigma[-1].log()).sum(-1)
         x_t = self.alpha[-1] * x + self.sigma[-1] * torch.randn_like(x)
         for t in range(self.steps, 0, -1):
-            time = torch.full((len(x),), t / self.steps, device=x.device)
+            time = torch.full((1,), t / self.steps, device=x.device).expand(len(x))
             x0 = self.alpha[t] * x_t - self.sigma[t] * self.network(x_t, time)
             variance = F.softplus(self.raw_scale[t - 1]) ** 2
             if t == 1:

@@ -95,6 +95,8 @@ NUMBERS_FOR_UNITS, REACH, HEAVY = 4_000_000, 4.0, 3.0
 # A feature is too coarse for a density if neighboring numbers of its dtype are this far apart, in units of its scale.
 COARSE = 0.01
 LATENT_SIZE, HIDDEN = 16, (256, 256)
+GRID_LATENT_SIZE = 8
+"""Number of features at each place of a grid of latents."""
 COMPONENTS = 5
 """Components of a mixture of discretized logistics without predictions from neighbors."""
 PREDICTORS_FROM = 256
@@ -252,7 +254,7 @@ def _flow_for_data(data: Data, reads: Reads, make: Callable[..., Flow], guide: C
 
 def realnvp_of(data: Data, reads: Reads) -> Program:
     """The multiscale stack for large images, else one of vectors."""
-    squeezes = is_large(data.event_shape) and all(side % 2 == 0 for side in data.event_shape[1:])
+    squeezes = is_large(data.event_shape) and _can_halve(data.event_shape)
     build_flow = _image_flow("realnvp", multiscale.convolutional_realnvp) if squeezes else _flow(realnvp, maf)
     return build_flow(data, reads)
 
@@ -317,7 +319,7 @@ def _unet(data: Data) -> Callable[..., nn.Module]:
     if is_large(data.event_shape):
         sizes = _sizes_of(data)
         return partial(DenoisingUNet, channels=sizes.unet, dropout=sizes.dropout)
-    return partial(DenoisingUNet, channels=(32, 64) if _has_even_sides(data) else (64,))
+    return partial(DenoisingUNet, channels=(32, 64) if _can_halve(data.event_shape) else (64,))
 
 
 def _dit(data: Data) -> Callable[..., nn.Module]:
@@ -326,11 +328,11 @@ def _dit(data: Data) -> Callable[..., nn.Module]:
         return partial(
             DenoisingTransformer, patch_size=sizes.patch_size, width=sizes.patch_width, dropout=sizes.dropout
         )
-    return partial(DenoisingTransformer, patch_size=2 if _has_even_sides(data) else 1, width=64)
+    return partial(DenoisingTransformer, patch_size=2 if _can_halve(data.event_shape) else 1, width=64)
 
 
-def _has_even_sides(data: Data) -> bool:
-    return all(size % 2 == 0 for size in data.event_shape[1:])
+def _can_halve(shape: Sequence[int]) -> bool:
+    return all(size % 2 == 0 for size in shape[1:])
 
 
 DENOISERS: dict[str, Callable[[Data], Callable[..., nn.Module]]] = {
@@ -376,7 +378,7 @@ class Parts:
     """The sizes of a VAE's parts: the data, z, and what all parts are given.
 
     Attributes:
-        shape: shape of one z; ``()`` for one of ``clusters`` classes.
+        shape: shape of one z; ``()`` for one of ``clusters`` classes, ``(C, H, W)`` for a grid of latents.
         clusters: number of values of a z of shape ``()``.
         reads: what all parts are given in addition.
         hidden: widths of the encoder's and the likelihood's hidden layers; None for widths that suit the data, and for
@@ -409,11 +411,18 @@ class Parts:
         """Widths of the hidden layers of an MLP."""
         return HIDDEN if self.hidden is None else self.hidden
 
+    @property
+    def is_grid(self) -> bool:
+        """Whether the places of z are those of x at a lower resolution, so the networks keep them."""
+        return len(self.shape) == 3 and is_image(self.data) and self.shape[1:] in _grids_of(self.data)
+
     def of_x(self, out_features: int) -> nn.Module:
         """A network for the encoder."""
 
         def network(shape: Sequence[int]) -> nn.Module:
             options = {"levels": self.data.levels, **self.reads}
+            if self.is_grid:
+                return _between_images(self.data, shape, self.shape, out_features // self.size, **options)
             if self.convolutions:
                 return ConvEncoder(shape, out_features, **self.convolutions, **options)
             return MLP(shape, out_features, self.widths, **options)
@@ -423,9 +432,17 @@ class Parts:
     def of_z(self, per_feature: int) -> nn.Module:
         """A network for the likelihood; it reads no label if z is a class."""
         reads = self.reads | self.classes
+        if self.is_grid:
+            return _between_images(self.data, self.shape, self.data.event_shape, per_feature, **reads)
         if self.convolutions:
             return ConvDecoder(self.shape, self.data.event_shape, per_feature, **self.convolutions, **reads)
         return MLP(self.shape, per_feature * self.data.event_shape.numel(), self.widths, **reads)
+
+    def maps_of_z(self, shape: Sequence[int]) -> nn.Module:
+        """A network from z to an image of a shape."""
+        if self.is_grid:
+            return _between_images(self.data, self.shape, shape, None)
+        return ConvDecoder(self.shape, shape, **self.convolutions, **self.classes)
 
     @property
     def classes(self) -> dict[str, Any]:
@@ -452,18 +469,33 @@ def vae(
     encoder: Program | str | None = None,
     likelihood: Program | str = "independent",
     latent_size: int | None = None,
+    grid: Sequence[int] | None = None,
     hidden: Sequence[int] | None = None,
     reading: Reading | None = None,
     columns: Callable[[Callable[[int], nn.Module]], Program] | None = None,
 ) -> Program:
     if latent_size is not None:
         size = check_count(latent_size, "latent_size")
+    elif grid is not None:
+        size = GRID_LATENT_SIZE
     elif is_large(data.event_shape) and prior not in ("categorical", "codes", "codes-uniform"):
         size = _sizes_of(data).latent_size
     else:
         size = LATENT_SIZE if is_image(data) else 2
     hidden = None if hidden is None else as_shape(hidden, "hidden")
     made = prior if isinstance(prior, Program) else encoder if isinstance(encoder, Program) else None
+    places: tuple[int, ...] = ()
+    if grid is not None:
+        _require_image(data, "grid")
+        places = _grid(data, grid)
+        if made is not None or prior in PRIORS_OF_VECTORS:
+            raise ValueError(
+                "grid is for a z of the shape (latent_size, height, width): use one of the priors "
+                f"{', '.join(name for name in PRIORS if name not in PRIORS_OF_VECTORS)}, or leave out grid"
+                + ("; a prior or encoder of this shape may be passed without it" if made is not None else "")
+            )
+        if hidden is not None:
+            raise ValueError("hidden are the widths of MLPs, but a grid has convolutions: leave out hidden or grid")
     if latent_size is not None and made is not None and tuple(made.event_shape) != (latent_size,):
         raise ValueError(
             f"latent_size is {latent_size}, but the {'prior' if made is prior else 'encoder'} that was passed has "
@@ -472,7 +504,7 @@ def vae(
     one_class = prior == "categorical" if made is None else made.event_shape == ()
     clusters = (size if made is None else made.levels) if one_class else None
     coded = prior in ("codes", "codes-uniform") if made is None else isinstance(made, OneHot)
-    named = () if one_class else (size, CODE_VALUES) if coded else (size,)
+    named = () if one_class else (size, CODE_VALUES) if coded else (size, *places)
     shape = named if made is None else tuple(made.event_shape)
     parts = Parts(data, shape, clusters, reads, hidden, reading)
     if encoder is None:
@@ -505,9 +537,9 @@ def vq_vae(
     places = _grid_of_codes(data, grid)
     means = {} if decay is None else {"decay": decay}
     codebook = Codebook(NUM_CODES if num_codes is None else num_codes, CODE_SIZE, **means)
-    dropout = _sizes_of(data).dropout if is_large(data.event_shape) else 0.1
     shape = (CODE_SIZE, *places)
-    network: Callable[..., nn.Module] = partial(ConvNet, blocks=2, dropout=dropout, **reads)
+    network: Callable[..., nn.Module] = partial(_between_images, data, **reads)
+    dropout = _sizes_of(data).dropout if is_large(data.event_shape) else 0.1
     codes = CausalTransformer(places, codebook.num_codes, levels=codebook.num_codes, dropout=dropout, **reads)
     return VAE(
         prior=Embedded(Autoregressive(Categorical(places, codebook.num_codes, codes)), codebook),
@@ -516,22 +548,41 @@ def vq_vae(
     )
 
 
-def _grid_of_codes(data: Data, grid: Sequence[int] | None) -> tuple[int, int]:
+def _grid_of_codes(data: Data, grid: Sequence[int] | None) -> tuple[int, ...]:
     """Height and width of the grid of codes: ``grid``, or the image's halved twice, and further until at most 16."""
+    found = _grids_of(data)
+    if grid is not None or not found:
+        return _grid(data, grid)
+    small = [place for place, factor in found.items() if factor >= 4 and max(place) <= WIDEST_GRID]
+    return small[0] if small else [*found][-1]
+
+
+def _grids_of(data: Data) -> dict[tuple[int, ...], int]:
+    """The heights and widths of an image, both halved equally often, and the factor of each."""
     height, width = data.event_shape[1:]
     every = [2**i for i in range(1, 16) if height % 2**i == 0 and width % 2**i == 0]
-    found = {(height // factor, width // factor): factor for factor in every}
-    if grid is None and found:
-        small = [place for place, factor in found.items() if factor >= 4 and max(place) <= WIDEST_GRID]
-        return small[0] if small else [*found][-1]
+    return {(height // factor, width // factor): factor for factor in every}
+
+
+def _grid(data: Data, grid: Sequence[int] | None) -> tuple[int, ...]:
+    found = _grids_of(data)
     place: Any = None if grid is None else tuple(as_shape(grid, "grid"))
     if place not in found:
+        height, width = data.event_shape[1:]
         raise ValueError(
             f"grid must be the image's height and width, both halved equally often, "
             f"{', '.join(map(str, found)) or 'so they must be even'}, got {grid} for {height}x{width} pixels: choose "
             "one of these, or crop the images"
         )
     return place
+
+
+def _between_images(
+    data: Data, in_shape: Sequence[int], out_shape: Sequence[int], num_parameters: int | None, **options: Any
+) -> ConvNet:
+    """A network from the data to a grid of latents or codes, or back."""
+    dropout = _sizes_of(data).dropout if is_large(data.event_shape) else 0.1
+    return ConvNet(in_shape, out_shape, num_parameters, blocks=2, dropout=dropout, **options)
 
 
 def _part_of_name(choice: Program | str, table: Catalog, role: str, *args: Any) -> Program:
@@ -596,9 +647,15 @@ def _after_normal(parts: Parts, flow: Flow) -> Flow:
 
 def _codes_shape(parts: Parts) -> tuple[tuple[int, ...], int]:
     """Number of codes, and of their values, in a z of one-hot rows."""
-    if len(parts.shape) < 2:
+    if len(parts.shape) != 2:
         raise ValueError("encoder 'codes' is for discrete codes: use prior='codes' or 'codes-uniform'")
     return parts.shape[:-1], parts.shape[-1]
+
+
+def _num_clusters(parts: Parts) -> int:
+    if parts.clusters is None:
+        raise ValueError("encoder 'categorical' is for one class: use prior='categorical'")
+    return parts.clusters
 
 
 def _chain_of_codes(parts: Parts) -> Autoregressive:
@@ -663,19 +720,32 @@ def _pixelcnn(parts: Parts) -> Program:
         return _pixelcnn_of_maps(
             shape,
             per_feature,
-            lambda maps: ConvDecoder(parts.shape, maps, **parts.convolutions, **parts.classes),
+            parts.maps_of_z,
             levels=data.levels,
         )
 
     return Autoregressive(conditional_for(data, network))
 
 
+def _flow_of_z(parts: Parts, q: Program) -> Flow:
+    if parts.is_grid and _can_halve(parts.shape):
+        return multiscale.convolutional_realnvp(parts.shape)
+    return realnvp(parts.shape, layers=6, hidden=(64, 64))
+
+
+def _denoiser_of_z(parts: Parts, **options: Any) -> nn.Module:
+    if parts.is_grid:
+        return DenoisingUNet(parts.shape, (96, 192) if _can_halve(parts.shape) else (96,), **options)
+    return DenoisingMLP(parts.shape, (64, 64, 64), **options)
+
+
+PRIORS_OF_VECTORS = ("vae", "vae3", "categorical", "codes", "codes-uniform")
 PRIORS: Catalog = {
     "normal": (lambda parts, q: Normal(parts.shape), "N(0, I)"),
     "learned": (lambda parts, q: Normal(parts.shape, learned=True), "a Normal with learned mean and scale"),
     "mog": (lambda parts, q: MixturePrior(parts.shape, 10), "a mixture of 10 Normals"),
     "vamp": (_vamp_prior, "VampPrior: the encoder at 100 learned pseudo-inputs"),
-    "flow": (lambda parts, q: realnvp(parts.shape, layers=6, hidden=(64, 64)), "a RealNVP flow"),
+    "flow": (_flow_of_z, "a RealNVP flow; of a grid, a multiscale one"),
     "maf": (lambda parts, q: maf(parts.shape, layers=3, hidden=(64, 64)), "a masked autoregressive flow"),
     "nsf": (lambda parts, q: nsf(parts.shape, layers=3, hidden=(64, 64)), "a neural spline flow"),
     "ar": (
@@ -683,8 +753,12 @@ PRIORS: Catalog = {
         "autoregressive mixtures of Normals",
     ),
     "diffusion": (
-        lambda parts, q: Diffusion(parts.shape, DenoisingMLP(parts.shape, (64, 64, 64)), num_steps=20),
+        lambda parts, q: Diffusion(parts.shape, _denoiser_of_z(parts), num_steps=20),
         "a latent diffusion of 20 steps",
+    ),
+    "diffusion-continuous": (
+        lambda parts, q: ContinuousDiffusion(parts.shape, _denoiser_of_z(parts, max_frequency=30.0), "learned"),
+        "a latent diffusion in continuous time",
     ),
     "vae": (lambda parts, q: hierarchy(parts.size, 2), "a VAE: a hierarchy of two levels"),
     "vae3": (lambda parts, q: hierarchy(parts.size, 3), "a VAE over a VAE: a hierarchy of three levels"),
@@ -725,7 +799,7 @@ EARLY_ENCODERS: Catalog = {
     ),
     "bernoulli": (lambda parts: Bernoulli(parts.shape, parts.of_x(parts.size)), "bits, for prior bernoulli"),
     "categorical": (
-        lambda parts: Categorical((), parts.clusters, parts.of_x(parts.clusters)),
+        lambda parts: Categorical((), _num_clusters(parts), parts.of_x(_num_clusters(parts))),
         "a classifier, for prior categorical",
     ),
     "codes": (
@@ -781,7 +855,7 @@ LIKELIHOODS: Catalog = {
 
 COLUMN_MODELS = ("pixels", "made", "any-order", "vae")
 SWAPS = {
-    "vae": ("prior", "encoder", "likelihood", "latent_size", "hidden"),
+    "vae": ("prior", "encoder", "likelihood", "latent_size", "grid", "hidden"),
     "pixelcnn": ("stages", "attention", "predictors"),
     "vq-vae": ("num_codes", "grid", "decay"),
     **dict.fromkeys(("diffusion", "diffusion-continuous"), ("network", "predict")),
@@ -813,7 +887,7 @@ MODELS: Catalog = {
         _flow(nsf_autoregressive, nsf_autoregressive),
         "autoregressive neural spline flow; dequantized for integers",
     ),
-    "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent_size, hidden"),
+    "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent_size, grid, hidden"),
     "vq-vae": (
         vq_vae,
         "VAE of a grid of code vectors with an autoregressive prior; swaps: num_codes, grid, decay (images)",
@@ -842,6 +916,7 @@ def build(
     encoder: Program | str | None = None,
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
+    grid: Sequence[int] | None = None,
     hidden: Sequence[int] | None = None,
     standardize: Literal[False],
     max_parameters: int | None = MAX_PARAMETERS,
@@ -858,6 +933,7 @@ def build(
     encoder: Program | str | None = None,
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
+    grid: Sequence[int] | None = None,
     hidden: Sequence[int] | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
@@ -875,6 +951,7 @@ def build(
     encoder: Program | str | None = None,
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
+    grid: Sequence[int] | None = None,
     hidden: Sequence[int] | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
@@ -957,9 +1034,9 @@ def build(
 ) -> Program:
     """Build a program by name, sized for ``data``.
 
-    The parts from prior to hidden are for "vae"; stages, attention and predictors for "pixelcnn"; num_codes, grid and
-    decay for "vq-vae"; network and predict for diffusions. None keeps the model's default. Images of at least 16 pixels
-    a side get convolutions, with the sizes of `networks.sizes.image_sizes`.
+    The parts from prior to hidden are for "vae"; stages, attention and predictors for "pixelcnn"; num_codes and decay
+    for "vq-vae", and grid for both kinds of VAE; network and predict for diffusions. None keeps the model's default.
+    Images of at least 16 pixels a side get convolutions, with the sizes of `networks.sizes.image_sizes`.
 
     For reals, the program is a `Standardized` with the shift and scale of each feature (of each channel of an image),
     so evidence and samples are in the units of x. See `units_of`. For data with a ``given``, the program is
@@ -972,7 +1049,8 @@ def build(
         prior: p(z), a program or a key of `PRIORS`.
         encoder: q(z | x), a program or a key of `ENCODERS`.
         likelihood: p(x | z), a program or a key of `LIKELIHOODS`.
-        latent_size: number of features of z; for a one-hot z, number of codes or classes.
+        latent_size: number of features of z; for a one-hot z, number of codes or classes; at each place of a grid, 8 by
+            default.
         hidden: widths of the hidden layers of encoder and likelihood, which are then MLPs, also for images.
         stages: for "pixelcnn", number of resolutions, 1 by default. Each further one halves the sides, which must be
             even.
@@ -981,8 +1059,9 @@ def build(
         predictors: for "pixelcnn", whether components of the mixture are near predictions from neighbors, as in
             `PredictedLogistic`: by default for images of at least 16 pixels a side and 256 levels.
         num_codes: for "vq-vae", number of code vectors, 256 by default.
-        grid: for "vq-vae", height and width of the grid of codes: the image's, halved at least once. By default halved
-            twice, and further until at most 16 a side.
+        grid: height and width of a grid of latents: the image's, halved at least once. For "vae", z is then an image of
+            the shape ``(latent_size, height, width)``, and all networks are convolutions; by default z is a vector. For
+            "vq-vae", by default halved twice, and further until at most 16 a side.
         decay: for "vq-vae", decay of the running means of the code vectors, 0.99 by default.
         network: for a diffusion, "mlp", "unet" or "dit" (a diffusion transformer); the last two are for images.
         predict: for a diffusion, the prediction of its network, as for `Diffusion`; "edm" has the scale of the data.

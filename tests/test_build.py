@@ -32,6 +32,10 @@ SWAPS = [
     {"prior": "vamp", "encoder": "sylvester"},
     {"prior": "categorical", "likelihood": "pixelcnn"},
     {"prior": "bernoulli", "likelihood": "ar"},
+    *({"grid": (2, 2), "prior": name} for name in PRIORS if name not in catalog.PRIORS_OF_VECTORS),
+    *({"grid": (2, 2), "likelihood": name} for name in ("categorical", "normal", "ar", "pixelcnn")),
+    *({"grid": (2, 2), "encoder": name} for name in ("planar", "iaf", "nsf", "semiamortized")),
+    {"grid": (1, 1), "prior": "diffusion"},
 ]
 
 
@@ -67,7 +71,9 @@ def test_every_name_builds_trains_and_is_stored(swaps, tmp_path):
     torch.manual_seed(0)
     reals = swaps.get("likelihood", "").startswith("normal")
     data = digits_like(None if reals else 3)
-    program = build("vae", data, latent_size=4, hidden=(8, 8), **swaps)
+    hidden = {} if "grid" in swaps else {"hidden": (8, 8)}
+    program = build("vae", data, latent_size=4, **hidden, **swaps)
+    assert "grid" not in swaps or program.encoder.event_shape == (4, *swaps["grid"])
     before = {name: parameter.detach().clone() for name, parameter in program.named_parameters()}
     dgm.fit(program, data, epochs=2, batch_size=12, lr=0.01, progress=False, validation=None)
     still = [name for name, parameter in program.named_parameters() if torch.equal(parameter, before[name])]
@@ -295,6 +301,38 @@ def test_images_have_a_grid_of_codes():
         assert build("vq-vae", large(size=size)).encoder.event_shape[1:] == places
 
 
+def test_a_grid_of_latents_keeps_the_places():
+    """Networks between grids are convolutions, so their weights do not grow with the image."""
+    small, wide = (build("vae", large(size=size), grid=(size // 4, size // 4)) for size in (16, 64))
+    assert (small.prior.event_shape, wide.prior.event_shape) == ((8, 4, 4), (8, 16, 16))
+    sizes = [sum(p.numel() for p in program.parameters()) for program in (small, wide)]
+    assert sizes[0] == sizes[1]
+    by_object = build("vae", large(), prior=dgm.Normal((8, 4, 4)))
+    assert [*by_object.state_dict()] == [*small.state_dict()], "a prior of this shape has the same networks"
+    assert not isinstance(build("vae", large(), prior=dgm.Normal((8, 3, 3))).encoder.network, dgm.networks.ConvNet)
+    assert isinstance(build("vae", large(), grid=(4, 4), prior="flow").prior, dgm.Flow)
+    assert len(build("vae", large(), grid=(4, 4), prior="flow").prior.transforms) > 6, "multiscale"
+
+
+def test_the_second_stage_of_a_latent_diffusion_is_a_fit_of_the_prior_to_draws_of_z(float64):
+    """Encoder and likelihood stay, so the ELBO rises by E_q log p_2(z) - E_q log p_1(z)."""
+    torch.manual_seed(0)
+    data = digits_like(3)
+    vae = build("vae", data, latent_size=2, grid=(2, 2))
+    with torch.no_grad():
+        vae.encoder.network.last.bias += 1.5  # far from the first prior, N(0, I)
+    draws = lambda n: vae.encoder.sample(n * len(data), given=data.x.repeat(n, 1, 1, 1))  # noqa: E731
+    prior = dgm.Normal((2, 2, 2), learned=True)
+    dgm.fit(prior, dgm.Data(draws(50)), epochs=8, lr=0.05, progress=False, validation=None)
+    whole = dgm.VAE(prior, vae.likelihood, vae.encoder)
+    first, second = (dgm.evaluate(each, data, num_particles=1, num_samples=50).nats for each in (vae, whole))
+    many = draws(50)
+    gains = (prior.log_prob(many) - vae.prior.log_prob(many)).detach()
+    error = gains.std() / len(gains) ** 0.5
+    assert second - first > 4
+    assert second - first == pytest.approx(float(gains.mean()), abs=6 * float(error))
+
+
 def test_a_pixelcnn_has_as_many_stages_and_attention_blocks_as_asked():
     plain, asked = (build("pixelcnn", large(), **option) for option in ({}, {"stages": 2, "attention": 3}))
     found = [(network.stages, len(network.attention)) for network in (plain.factors.network, asked.factors.network)]
@@ -341,7 +379,13 @@ def test_the_pixelcnn_of_a_likelihood_reads_maps_of_z_in_large_images():
         ("pixelcnn", large(levels=2), {"predictors": True}, "predict gray levels, but .* has bits: leave out"),
         ("pixelcnn", dgm.Data(torch.rand(8, 1, 16, 16)), {"predictors": True}, "but .* has reals: leave out"),
         ("vae", large(), {"num_codes": 4}, "'vae' takes no num_codes: it is a part of 'vq-vae'$"),
-        ("made", large(), {"grid": (4, 4)}, "'made' takes no grid"),
+        ("made", large(), {"grid": (4, 4)}, "'made' takes no grid: it is a part of 'vae' and 'vq-vae'$"),
+        ("vae", large(), {"grid": (5, 5)}, r"\(8, 8\), \(4, 4\), .*got \(5, 5\) for 16x16 pixels"),
+        ("vae", dgm.Data(torch.randn(9, 3)), {"grid": (1, 1)}, "grid needs images"),
+        ("vae", large(), {"grid": (4, 4), "hidden": (8,)}, "leave out hidden or grid"),
+        ("vae", large(), {"grid": (4, 4), "prior": "vae"}, "use one of the priors normal, .*diffusion"),
+        ("vae", large(), {"grid": (4, 4), "prior": dgm.Normal((2, 4, 4))}, "may be passed without it"),
+        ("vae", large(), {"encoder": "categorical"}, "is for one class: use prior='categorical'"),
         ("vq-vae", large(), {"prior": "codes"}, "'vq-vae' takes no prior: it is a part of 'vae'$"),
         ("vq-vae", large(), {"grid": (5, 5)}, r"\(8, 8\), \(4, 4\), .*got \(5, 5\) for 16x16 pixels"),
         ("vq-vae", large(size=17), {}, "so they must be even.* for 17x17 pixels"),

@@ -92,7 +92,8 @@ class Denoiser(nn.Module):
             )
 
     def embed(self, t: Tensor, given: Tensor | None) -> Tensor:
-        embedded = self.time(t)
+        # Where all times are one, as in a chain, so is their embedding: one row, which broadcasts.
+        embedded = self.time(t[:1] if t.stride(0) == 0 else t)
         if self.embedding is not None and given is not None:
             embedded = embedded + self.embedding(given)
         return embedded

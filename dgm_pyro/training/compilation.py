@@ -646,7 +646,9 @@ def optimized(graph: torch.fx.GraphModule, backend: str = "inductor", *, cuda_gr
         _keep_the_order_of_writes()
         options["fallback_random"] = True
         options["triton.cudagraphs"] = cuda_graphs and any(p.is_cuda for p in graph.parameters())
-        options["cpp_wrapper"] = _compiles_as_one_file(graph)
+        # One C++ file for all kernels, and one that calls them: g++ reads torch's headers twice, not for each kernel,
+        # and no Python runs between the kernels.
+        options["cpp_wrapper"] = options["cpp_wrapper_build_separate"] = _is_on_cpu(graph)
     return _Optimized(graph, torch.compile(graph.forward, backend=backend, fullgraph=True, options=options))
 
 
@@ -671,16 +673,10 @@ def _keep_the_order_of_writes() -> None:
     config.cache_key_tag += "order of writes"  # code that was compiled and stored before is not used
 
 
-def _compiles_as_one_file(graph: torch.fx.GraphModule) -> bool:
-    """Whether one C++ file for all kernels compiles faster than a file for each: on a CPU, up to about 1,000 nodes.
-
-    The kernels share the time that g++ takes to read torch's headers, but one long function takes it more than linear
-    time. A step is also faster, because no Python runs between the kernels.
-    """
-    length = sum(len(part.graph.nodes) for part in _graphs_in(graph))
+def _is_on_cpu(graph: torch.fx.GraphModule) -> bool:
     values = [node.meta.get("val") for node in graph.graph.find_nodes(op="placeholder")]
     tensors = [t for t in (*graph.parameters(), *graph.buffers(), *values) if isinstance(t, Tensor)]
-    return length <= 1000 and all(t.device.type == "cpu" for t in tensors)
+    return all(t.device.type == "cpu" for t in tensors)
 
 
 def _graph_key(arguments: tuple[Any, ...], first: int) -> Any:

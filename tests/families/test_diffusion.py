@@ -491,6 +491,16 @@ PAIRS = {
 }
 
 
+def test_a_chain_embeds_each_of_its_times_once(float64):
+    """However many data: the embedding depends on the time alone."""
+    program, rows = small(num_steps=4), []
+    program.denoiser.time.register_forward_hook(lambda _, args, output: rows.append(len(output)))
+    program.unroll().log_weights(torch.randn(7, 2), num_particles=3)
+    program.sample(7)
+    assert rows == [1] * 8
+
+
+
 @pytest.mark.parametrize("options", PAIRS.values(), ids=PAIRS)
 def test_plated_and_unrolled_forms_state_one_bound(options):
     program = small(**options).eval()

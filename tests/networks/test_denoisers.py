@@ -68,6 +68,22 @@ def test_every_output_sees_every_input_and_the_time(make):
     assert (by_time.abs() > 1e-6).all()
 
 
+@pytest.mark.parametrize("labels", [{}, {"num_classes": 3}])
+def test_one_time_of_all_data_is_embedded_once(make, labels):
+    """The same output and gradients as from a time for each datum, from an embedding of one row."""
+    network, x = make(**labels), torch.randn(5, 1, 4, 4)
+    given = torch.tensor([0, 1, 2, 3, 1]) if labels else None
+    rows, found = [], []
+    network.time.register_forward_hook(lambda _, args, output: rows.append(len(output)))
+    for t in (torch.full((1,), 0.3).expand(5), torch.full((5,), 0.3)):
+        network.zero_grad()
+        output = network(x, t, given)
+        output.square().sum().backward()
+        found.append([output.detach(), *(p.grad.clone() for p in network.parameters())])
+    assert rows == [1, 5]
+    torch.testing.assert_close(*found)
+
+
 def test_a_label_is_seen_and_so_is_the_null_label(make):
     network = make(num_classes=3)
     x, t = inputs()
