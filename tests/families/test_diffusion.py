@@ -500,7 +500,6 @@ def test_a_chain_embeds_each_of_its_times_once(float64):
     assert rows == [1] * 8
 
 
-
 @pytest.mark.parametrize("options", PAIRS.values(), ids=PAIRS)
 def test_plated_and_unrolled_forms_state_one_bound(options):
     program = small(**options).eval()

@@ -30,7 +30,6 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 import dgm_pyro as dgm
-from dgm_pyro.networks import DenoisingMLP
 from dgm_pyro.networks.mlp import networks_in
 from dgm_pyro.objectives import ELBO, WarmUp, objective_named
 from dgm_pyro.program import sample_sites, traces
