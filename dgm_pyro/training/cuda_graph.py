@@ -136,6 +136,12 @@ def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
         group["capturable"] = True
 
 
+def end_recording(optimizer: Optimizer) -> None:
+    """Undo `make_capturable`: learning rates are numbers again."""
+    for group in optimizer.param_groups:
+        group.update(_portable(group))
+
+
 def set_lr(group: dict[str, Any], lr: float) -> None:
     """Set the learning rate of a group of parameters, in place if it is a tensor."""
     if isinstance(group["lr"], Tensor):
@@ -146,6 +152,9 @@ def set_lr(group: dict[str, Any], lr: float) -> None:
 
 def portable(state: dict[str, Any]) -> dict[str, Any]:
     """The state of an optimizer with learning rates as numbers, for any device."""
-    groups = [{**group, "lr": float(group["lr"]), "capturable": False} if isinstance(group["lr"], Tensor) else group
-              for group in state["param_groups"]]  # fmt: skip
-    return {**state, "param_groups": groups}
+    return {**state, "param_groups": [{**group, **_portable(group)} for group in state["param_groups"]]}
+
+
+def _portable(group: dict[str, Any]) -> dict[str, Any]:
+    """What `make_capturable` changed in a group, as it was."""
+    return {"lr": float(group["lr"]), "capturable": False} if isinstance(group["lr"], Tensor) else {}

@@ -34,7 +34,15 @@ from dgm_pyro.objectives import ELBO, Objective, VariationalBound, at_progress, 
 from dgm_pyro.program import Program, alone, check_program, differentiating, seeded
 from dgm_pyro.training import adversarial as adversarial  # which adds the names of its objectives
 from dgm_pyro.training.compilation import Sums, why_eager
-from dgm_pyro.training.cuda_graph import RECORDING_DEVICES, CudaGraph, is_fused_adam, make_capturable, portable, set_lr
+from dgm_pyro.training.cuda_graph import (
+    RECORDING_DEVICES,
+    CudaGraph,
+    end_recording,
+    is_fused_adam,
+    make_capturable,
+    portable,
+    set_lr,
+)
 from dgm_pyro.training.distributed import ProcessGroup, process_group
 from dgm_pyro.training.optimizers import OptimizerFactory, SchedulerFactory, optimizer_of, scheduler_of
 from dgm_pyro.training.options import TrainingOptions, changes, documented
@@ -248,6 +256,11 @@ class Training:
                 "a compiled step has no gradient for what is no parameter of the program, but the optimizer updates "
                 f"{', '.join(self.others)}: make these parameters of the program, or use compile=False"
             )
+        if self.others and self.processes.world_size > 1:
+            raise ValueError(
+                "several processes average the gradients of the program's parameters alone, but the optimizer updates "
+                f"{', '.join(self.others)}: make these parameters of the program, or train in one process"
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = float(group["lr"])  # it may be the caller's tensor
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -307,6 +320,7 @@ class Training:
         self.program.load_state_dict(self.last if isinstance(error, NonFiniteLossError) else self.best)
         self.program.eval()
         if self.scheduler is None:  # the optimizer may be the caller's
+            end_recording(self.optimizer)
             for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
                 group["lr"] = lr
 

@@ -136,6 +136,23 @@ def test_a_resumed_training_is_recorded_anew(replayed):
         torch.testing.assert_close(again.program.state_dict()[key], value, rtol=1e-5, atol=1e-6)
 
 
+def test_the_callers_optimizer_is_one_for_eager_steps_again(replayed):
+    data, made = data_for(CASES["vae"], CASES["vae"].build(), 64), []
+
+    def optimizer(parameters):
+        made.append(torch.optim.Adam(parameters, lr=0.01, fused=True))
+        return made[-1]
+
+    options = dgm.TrainingOptions(epochs=2, batch_size=8, validation=None)
+    with dgm.Training(CASES["vae"].build(), data, options=options, optimizer=optimizer) as run:
+        run.advance()
+        assert run.graph.recorded
+        assert made[0].param_groups[0]["capturable"]
+    group = made[0].param_groups[0]
+    assert (type(group["lr"]), group["lr"], group["capturable"]) == (float, 0.01, False)
+    made[0].step()
+
+
 class Foreign:
     def __call__(self, program, x, given=None, observed=None):
         return ELBO()(program, x, given, observed)

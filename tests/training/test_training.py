@@ -25,6 +25,7 @@ import dgm_pyro as dgm
 from dgm_pyro.networks import MLP
 from dgm_pyro.training import compilation, optimizers, step
 from dgm_pyro.training import fit as training_module
+from dgm_pyro.training.distributed import ProcessGroup
 from dgm_pyro.training.fit import Training, fit
 from dgm_pyro.training.options import TrainingOptions, option_types
 
@@ -622,6 +623,13 @@ def test_a_parameter_that_is_not_the_programs_is_trained_clipped_and_not_compile
     torch.testing.assert_close(other.norm(), torch.tensor(0.4), rtol=1e-3, atol=0)  # 4 steps of 0.1
     with pytest.raises(ValueError, match="updates parameter 1 of the optimizer: make these parameters of the program"):
         dgm.fit(program, torch.randn(16, 2), Pulling(other), compile=True, **options)
+
+
+def test_several_processes_refuse_a_parameter_whose_gradient_they_do_not_average(monkeypatch):
+    program, other = dgm.Normal(2, learned=True), nn.Parameter(torch.zeros(3))
+    monkeypatch.setattr(training_module, "process_group", lambda: ProcessGroup(0, 2))
+    with pytest.raises(ValueError, match="updates parameter 1 of the optimizer: .* or train in one process"):
+        dgm.fit(program, torch.randn(16, 2), optimizer=lambda own: torch.optim.SGD([*own, other], lr=1.0), **QUICKLY)
 
 
 def test_a_step_without_a_gradient_of_what_is_updated_changes_nothing():
