@@ -628,7 +628,7 @@ def test_a_parameter_that_is_not_the_programs_is_trained_clipped_and_not_compile
 def test_several_processes_refuse_a_parameter_whose_gradient_they_do_not_average(monkeypatch):
     program, other = dgm.Normal(2, learned=True), nn.Parameter(torch.zeros(3))
     monkeypatch.setattr(training_module, "process_group", lambda: ProcessGroup(0, 2))
-    with pytest.raises(ValueError, match="updates parameter 1 of the optimizer: .* or train in one process"):
+    with pytest.raises(ValueError, match=r"updates parameter 1 of the optimizer: .* or train in one process"):
         dgm.fit(program, torch.randn(16, 2), optimizer=lambda own: torch.optim.SGD([*own, other], lr=1.0), **QUICKLY)
 
 
