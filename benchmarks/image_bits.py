@@ -21,6 +21,7 @@ import itertools
 import json
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,13 @@ def histograms(train: dgm.Data, test: dgm.Data) -> torch.Tensor:
     return -masses.gather(0, test.x.flatten(1).long()).double().log2().mean(1)
 
 
+def steps_in(minutes: float, fit: Callable[[int, int], History]) -> int:
+    """The number of steps that take ``minutes``, by a trial of ``fit(steps, validate_every)``."""
+    ends = [epoch.seconds for epoch in fit(STRETCHES * STRETCH, STRETCH).epochs]
+    a_step = statistics.median(b - a for a, b in itertools.pairwise(ends)) / STRETCH  # without what compiles
+    return max(1, round(60 * minutes / a_step))
+
+
 def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: argparse.Namespace) -> dict[str, object]:
     seed = options.seed
     torch.manual_seed(seed)
@@ -89,9 +97,7 @@ def trained(name: str, train: dgm.Data, test: dgm.Data, steps: int, options: arg
         )
 
     if options.minutes is not None:
-        ends = [epoch.seconds for epoch in fit(copy.deepcopy(program), STRETCHES * STRETCH, STRETCH).epochs]
-        a_step = statistics.median(b - a for a, b in itertools.pairwise(ends)) / STRETCH  # without what compiles
-        steps = max(1, round(60 * options.minutes / a_step))
+        steps = steps_in(options.minutes, lambda steps, every: fit(copy.deepcopy(program), steps, every))
     start = time.process_time()
     history = fit(program, steps, max(1, steps // VALIDATIONS), options.validation)
     seconds = time.process_time() - start

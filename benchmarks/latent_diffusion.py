@@ -11,13 +11,11 @@ and the training images nearest to those of the diffusion.
 from __future__ import annotations
 
 import argparse
-import itertools
-import statistics
 import time
 from pathlib import Path
 
 import torch
-from image_bits import images
+from image_bits import images, steps_in
 from torch import Tensor
 
 import dgm_pyro as dgm
@@ -25,8 +23,6 @@ from dgm_pyro.catalog import units_of
 from dgm_pyro.malloc import keep_freed_memory
 from dgm_pyro.networks import DenoisingUNet
 from dgm_pyro.training.fit import History
-
-STRETCH, STRETCHES = 5, 6  # steps, and how often, of the trial by which --minutes is turned into steps
 
 
 def draws_of_z(vae: dgm.VAE, x: Tensor, each: int) -> Tensor:
@@ -53,7 +49,7 @@ def main() -> None:
     parser.add_argument("--train", required=True, help="an .npz file")
     parser.add_argument("--test", required=True, help="an .npz file")
     parser.add_argument("--minutes", type=float, default=40.0, help="about how long the training takes (default: 40)")
-    parser.add_argument("--objective", default="elbo", help="elbo, or a weighted error such as edm (default: elbo)")
+    parser.add_argument("--objective", default="elbo", choices=("elbo", "edm"), help="default: elbo")
     parser.add_argument("--width", type=int, default=96, help="channels of the U-Net (default: 96)")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate (default: 0.001)")
     parser.add_argument("--draws", type=int, default=10, help="of z for each training image (default: 10)")
@@ -85,9 +81,7 @@ def main() -> None:
             progress=False,
         )
 
-    ends = [epoch.seconds for epoch in fit(diffusion_of(z, options.width, options.objective), 30, STRETCH).epochs]
-    a_step = statistics.median(b - a for a, b in itertools.pairwise(ends)) / STRETCH
-    steps = max(1, round(60 * options.minutes / a_step))
+    steps = steps_in(options.minutes, lambda *steps: fit(diffusion_of(z, options.width, options.objective), *steps))
     torch.manual_seed(options.seed)
     prior = diffusion_of(z, options.width, options.objective)
     start = time.process_time()
@@ -97,7 +91,7 @@ def main() -> None:
             "steps": steps,
             "seconds": round(time.process_time() - start),
             "parameters": sum(p.numel() for p in prior.parameters()),
-            "validation, nats of z": [epoch.validation for epoch in history.epochs],
+            f"validation, {history.validation_unit}": [epoch.validation for epoch in history.epochs],
         }
     )
     latent = dgm.VAE(prior, vae.likelihood, vae.encoder)

@@ -97,6 +97,8 @@ COARSE = 0.01
 LATENT_SIZE, HIDDEN = 16, (256, 256)
 GRID_LATENT_SIZE = 8
 """Number of features at each place of a grid of latents."""
+GRID_UNET = (96, 192)
+"""Channels of the U-Net of a diffusion over a grid of latents: at its resolution, and at half of it."""
 COMPONENTS = 5
 """Components of a mixture of discretized logistics without predictions from neighbors."""
 PREDICTORS_FROM = 256
@@ -120,6 +122,10 @@ def is_image(data: Data) -> bool:
 
 def _sizes_of(data: Data) -> ImageSizes:
     return image_sizes(data.event_shape, _num_all_data(data))
+
+
+def _dropout_of(data: Data) -> float:
+    return _sizes_of(data).dropout if is_large(data.event_shape) else 0.1
 
 
 def conditional_for(data: Data, network: Callable[[int], nn.Module | None], **options: Any) -> IndependentConditional:
@@ -385,6 +391,7 @@ class Parts:
             convolutions for large images.
         reading: where x has its own units, wraps a function from the input shape to a network into the encoder's
             network.
+        is_grid: whether z is an image at a resolution of x, halved, and so has convolutions from and to x.
     """
 
     data: Data
@@ -393,6 +400,7 @@ class Parts:
     reads: Reads
     hidden: Sequence[int] | None
     reading: Reading | None = None
+    is_grid: bool = False
 
     @property
     def size(self) -> int:
@@ -410,11 +418,6 @@ class Parts:
     def widths(self) -> Sequence[int]:
         """Widths of the hidden layers of an MLP."""
         return HIDDEN if self.hidden is None else self.hidden
-
-    @property
-    def is_grid(self) -> bool:
-        """Whether the places of z are those of x at a lower resolution, so the networks keep them."""
-        return len(self.shape) == 3 and is_image(self.data) and self.shape[1:] in _grids_of(self.data)
 
     def of_x(self, out_features: int) -> nn.Module:
         """A network for the encoder."""
@@ -487,15 +490,22 @@ def vae(
     places: tuple[int, ...] = ()
     if grid is not None:
         _require_image(data, "grid")
-        places = _grid(data, grid)
-        if made is not None or prior in PRIORS_OF_VECTORS:
+        places = _require_grid(data, grid)
+        if made is not None:
             raise ValueError(
-                "grid is for a z of the shape (latent_size, height, width): use one of the priors "
-                f"{', '.join(name for name in PRIORS if name not in PRIORS_OF_VECTORS)}, or leave out grid"
-                + ("; a prior or encoder of this shape may be passed without it" if made is not None else "")
+                f"grid is {places}, but the {'prior' if made is prior else 'encoder'} that was passed has event_shape "
+                f"{tuple(made.event_shape)}: leave grid out"
+            )
+        if prior in PRIORS_WITHOUT_GRID:
+            with_grid = ", ".join(name for name in PRIORS if name not in PRIORS_WITHOUT_GRID)
+            raise ValueError(
+                f"grid is {places}, but prior {prior!r} is for no z of the shape (latent_size, height, width): leave "
+                f"grid out, or use one of {with_grid}"
             )
         if hidden is not None:
-            raise ValueError("hidden are the widths of MLPs, but a grid has convolutions: leave out hidden or grid")
+            raise ValueError(
+                f"hidden is {tuple(hidden)}, the widths of MLPs, but a grid has convolutions: leave out hidden or grid"
+            )
     if latent_size is not None and made is not None and tuple(made.event_shape) != (latent_size,):
         raise ValueError(
             f"latent_size is {latent_size}, but the {'prior' if made is prior else 'encoder'} that was passed has "
@@ -506,7 +516,8 @@ def vae(
     coded = prior in ("codes", "codes-uniform") if made is None else isinstance(made, OneHot)
     named = () if one_class else (size, CODE_VALUES) if coded else (size, *places)
     shape = named if made is None else tuple(made.event_shape)
-    parts = Parts(data, shape, clusters, reads, hidden, reading)
+    is_grid = len(shape) == 3 and not coded and hidden is None and is_image(data) and shape[1:] in _grids_of(data)
+    parts = Parts(data, shape, clusters, reads, hidden, reading, is_grid)
     if encoder is None:
         discrete = prior == "bernoulli" if made is None else made.levels == 2
         encoder = "categorical" if one_class else "codes" if coded else "bernoulli" if discrete else "meanfield"
@@ -539,8 +550,7 @@ def vq_vae(
     codebook = Codebook(NUM_CODES if num_codes is None else num_codes, CODE_SIZE, **means)
     shape = (CODE_SIZE, *places)
     network: Callable[..., nn.Module] = partial(_between_images, data, **reads)
-    dropout = _sizes_of(data).dropout if is_large(data.event_shape) else 0.1
-    codes = CausalTransformer(places, codebook.num_codes, levels=codebook.num_codes, dropout=dropout, **reads)
+    codes = CausalTransformer(places, codebook.num_codes, levels=codebook.num_codes, dropout=_dropout_of(data), **reads)
     return VAE(
         prior=Embedded(Autoregressive(Categorical(places, codebook.num_codes, codes)), codebook),
         likelihood=_given_z(data, lambda p: network(shape, data.event_shape, p)),
@@ -552,7 +562,7 @@ def _grid_of_codes(data: Data, grid: Sequence[int] | None) -> tuple[int, ...]:
     """Height and width of the grid of codes: ``grid``, or the image's halved twice, and further until at most 16."""
     found = _grids_of(data)
     if grid is not None or not found:
-        return _grid(data, grid)
+        return _require_grid(data, grid)
     small = [place for place, factor in found.items() if factor >= 4 and max(place) <= WIDEST_GRID]
     return small[0] if small else [*found][-1]
 
@@ -564,15 +574,16 @@ def _grids_of(data: Data) -> dict[tuple[int, ...], int]:
     return {(height // factor, width // factor): factor for factor in every}
 
 
-def _grid(data: Data, grid: Sequence[int] | None) -> tuple[int, ...]:
+def _require_grid(data: Data, grid: Sequence[int] | None) -> tuple[int, ...]:
+    """``grid``, if it is one of `_grids_of`."""
     found = _grids_of(data)
     place: Any = None if grid is None else tuple(as_shape(grid, "grid"))
     if place not in found:
         height, width = data.event_shape[1:]
         raise ValueError(
             f"grid must be the image's height and width, both halved equally often, "
-            f"{', '.join(map(str, found)) or 'so they must be even'}, got {grid} for {height}x{width} pixels: choose "
-            "one of these, or crop the images"
+            f"{', '.join(map(str, found)) or 'so they must be even'}, got {grid} for {height}x{width} pixels: "
+            f"{'choose one of these' if found else 'crop the images'}"
         )
     return place
 
@@ -580,9 +591,8 @@ def _grid(data: Data, grid: Sequence[int] | None) -> tuple[int, ...]:
 def _between_images(
     data: Data, in_shape: Sequence[int], out_shape: Sequence[int], num_parameters: int | None, **options: Any
 ) -> ConvNet:
-    """A network from the data to a grid of latents or codes, or back."""
-    dropout = _sizes_of(data).dropout if is_large(data.event_shape) else 0.1
-    return ConvNet(in_shape, out_shape, num_parameters, blocks=2, dropout=dropout, **options)
+    """A network between images of the resolutions of x and of its grid, either way."""
+    return ConvNet(in_shape, out_shape, num_parameters, blocks=2, dropout=_dropout_of(data), **options)
 
 
 def _part_of_name(choice: Program | str, table: Catalog, role: str, *args: Any) -> Program:
@@ -647,7 +657,7 @@ def _after_normal(parts: Parts, flow: Flow) -> Flow:
 
 def _codes_shape(parts: Parts) -> tuple[tuple[int, ...], int]:
     """Number of codes, and of their values, in a z of one-hot rows."""
-    if len(parts.shape) != 2:
+    if len(parts.shape) < 2 or parts.is_grid:
         raise ValueError("encoder 'codes' is for discrete codes: use prior='codes' or 'codes-uniform'")
     return parts.shape[:-1], parts.shape[-1]
 
@@ -717,12 +727,7 @@ def _pixelcnn(parts: Parts) -> Program:
     def network(per_feature: int) -> nn.Module:
         if not parts.convolutions:
             return PixelCNN(shape, per_feature, levels=data.levels, **parts.z_as_given())
-        return _pixelcnn_of_maps(
-            shape,
-            per_feature,
-            parts.maps_of_z,
-            levels=data.levels,
-        )
+        return _pixelcnn_of_maps(shape, per_feature, parts.maps_of_z, levels=data.levels)
 
     return Autoregressive(conditional_for(data, network))
 
@@ -735,11 +740,12 @@ def _flow_of_z(parts: Parts, q: Program) -> Flow:
 
 def _denoiser_of_z(parts: Parts, **options: Any) -> nn.Module:
     if parts.is_grid:
-        return DenoisingUNet(parts.shape, (96, 192) if _can_halve(parts.shape) else (96,), **options)
+        return DenoisingUNet(parts.shape, GRID_UNET[: 1 + _can_halve(parts.shape)], **options)
     return DenoisingMLP(parts.shape, (64, 64, 64), **options)
 
 
-PRIORS_OF_VECTORS = ("vae", "vae3", "categorical", "codes", "codes-uniform")
+PRIORS_WITHOUT_GRID = ("vae", "vae3", "categorical", "codes", "codes-uniform")
+"""Priors of a z that is no image."""
 PRIORS: Catalog = {
     "normal": (lambda parts, q: Normal(parts.shape), "N(0, I)"),
     "learned": (lambda parts, q: Normal(parts.shape, learned=True), "a Normal with learned mean and scale"),
@@ -1049,8 +1055,8 @@ def build(
         prior: p(z), a program or a key of `PRIORS`.
         encoder: q(z | x), a program or a key of `ENCODERS`.
         likelihood: p(x | z), a program or a key of `LIKELIHOODS`.
-        latent_size: number of features of z; for a one-hot z, number of codes or classes; at each place of a grid, 8 by
-            default.
+        latent_size: number of features of z, at each place where z is a grid (8 by default); for a one-hot z, number of
+            codes or classes.
         hidden: widths of the hidden layers of encoder and likelihood, which are then MLPs, also for images.
         stages: for "pixelcnn", number of resolutions, 1 by default. Each further one halves the sides, which must be
             even.
@@ -1059,9 +1065,10 @@ def build(
         predictors: for "pixelcnn", whether components of the mixture are near predictions from neighbors, as in
             `PredictedLogistic`: by default for images of at least 16 pixels a side and 256 levels.
         num_codes: for "vq-vae", number of code vectors, 256 by default.
-        grid: height and width of a grid of latents: the image's, halved at least once. For "vae", z is then an image of
-            the shape ``(latent_size, height, width)``, and all networks are convolutions; by default z is a vector. For
-            "vq-vae", by default halved twice, and further until at most 16 a side.
+        grid: height and width of a grid of latents: those of the image, halved equally often and at least once. For
+            "vae", z is then an image ``(latent_size, height, width)``, and the networks of the default encoder and
+            likelihood are convolutions; by default z is a vector. For "vq-vae", by default halved twice, and further
+            until at most 16 a side.
         decay: for "vq-vae", decay of the running means of the code vectors, 0.99 by default.
         network: for a diffusion, "mlp", "unet" or "dit" (a diffusion transformer); the last two are for images.
         predict: for a diffusion, the prediction of its network, as for `Diffusion`; "edm" has the scale of the data.

@@ -9,7 +9,7 @@ import torch
 import dgm_pyro as dgm
 from dgm_pyro import catalog
 from dgm_pyro.catalog import ENCODERS, LIKELIHOODS, MODELS, PRIORS, TooLargeError, build, units_of
-from dgm_pyro.networks import DenoisingMLP, DenoisingTransformer
+from dgm_pyro.networks import MLP, DenoisingMLP, DenoisingTransformer, DenoisingUNet
 
 # Likelihoods of reals or counts, and how to make such data of Normal ones.
 COUNTED = {
@@ -32,7 +32,7 @@ SWAPS = [
     {"prior": "vamp", "encoder": "sylvester"},
     {"prior": "categorical", "likelihood": "pixelcnn"},
     {"prior": "bernoulli", "likelihood": "ar"},
-    *({"grid": (2, 2), "prior": name} for name in PRIORS if name not in catalog.PRIORS_OF_VECTORS),
+    *({"grid": (2, 2), "prior": name} for name in PRIORS if name not in catalog.PRIORS_WITHOUT_GRID),
     *({"grid": (2, 2), "likelihood": name} for name in ("categorical", "normal", "ar", "pixelcnn")),
     *({"grid": (2, 2), "encoder": name} for name in ("planar", "iaf", "nsf", "semiamortized")),
     {"grid": (1, 1), "prior": "diffusion"},
@@ -73,7 +73,8 @@ def test_every_name_builds_trains_and_is_stored(swaps, tmp_path):
     data = digits_like(None if reals else 3)
     hidden = {} if "grid" in swaps else {"hidden": (8, 8)}
     program = build("vae", data, latent_size=4, **hidden, **swaps)
-    assert "grid" not in swaps or program.encoder.event_shape == (4, *swaps["grid"])
+    within = getattr(program, "program", program)  # of reals, in units
+    assert "grid" not in swaps or within.encoder.event_shape == (4, *swaps["grid"])
     before = {name: parameter.detach().clone() for name, parameter in program.named_parameters()}
     dgm.fit(program, data, epochs=2, batch_size=12, lr=0.01, progress=False, validation=None)
     still = [name for name, parameter in program.named_parameters() if torch.equal(parameter, before[name])]
@@ -90,6 +91,8 @@ def test_discrete_latents_bring_their_encoder():
     assert build("vae", data, prior=dgm.Categorical((), 5)).encoder.levels == 5
     assert build("vae", data, prior="codes", latent_size=5).encoder.event_shape == (5, 8)
     assert build("vae", data, prior=dgm.OneHot(dgm.Categorical(4, 3))).encoder.event_shape == (4, 3)
+    codes_in_a_plane = build("vae", large(), prior=dgm.OneHot(dgm.Categorical((4, 8), 8)))
+    assert codes_in_a_plane.encoder.event_shape == (4, 8, 8)
     with pytest.raises(ValueError, match="needs a one-hot encoder"):
         build("vae", data, prior="codes", encoder="meanfield")
     with pytest.raises(ValueError, match="encoder 'codes' is for discrete codes"):
@@ -310,8 +313,12 @@ def test_a_grid_of_latents_keeps_the_places():
     by_object = build("vae", large(), prior=dgm.Normal((8, 4, 4)))
     assert [*by_object.state_dict()] == [*small.state_dict()], "a prior of this shape has the same networks"
     assert not isinstance(build("vae", large(), prior=dgm.Normal((8, 3, 3))).encoder.network, dgm.networks.ConvNet)
-    assert isinstance(build("vae", large(), grid=(4, 4), prior="flow").prior, dgm.Flow)
-    assert len(build("vae", large(), grid=(4, 4), prior="flow").prior.transforms) > 6, "multiscale"
+    asked = build("vae", large(), prior=dgm.Normal((8, 4, 4)), hidden=(8,))
+    assert isinstance(asked.encoder.network, MLP), "hidden are the widths of MLPs"
+    for name in ("diffusion", "diffusion-continuous"):
+        assert isinstance(build("vae", large(), grid=(4, 4), prior=name).prior.denoiser, DenoisingUNet)
+    flow = build("vae", large(), grid=(4, 4), prior="flow").prior
+    assert {type(transform).__name__ for transform in flow.transforms} == {"Partial"}, "multiscale"
 
 
 def test_the_second_stage_of_a_latent_diffusion_is_a_fit_of_the_prior_to_draws_of_z(float64):
@@ -320,8 +327,11 @@ def test_the_second_stage_of_a_latent_diffusion_is_a_fit_of_the_prior_to_draws_o
     data = digits_like(3)
     vae = build("vae", data, latent_size=2, grid=(2, 2))
     with torch.no_grad():
-        vae.encoder.network.last.bias += 1.5  # far from the first prior, N(0, I)
-    draws = lambda n: vae.encoder.sample(n * len(data), given=data.x.repeat(n, 1, 1, 1))  # noqa: E731
+        vae.eval().encoder.network.last.bias += 1.5  # far from the first prior, N(0, I)
+
+    def draws(n):
+        return vae.encoder.sample(n * len(data), given=data.x.repeat(n, 1, 1, 1))
+
     prior = dgm.Normal((2, 2, 2), learned=True)
     dgm.fit(prior, dgm.Data(draws(50)), epochs=8, lr=0.05, progress=False, validation=None)
     whole = dgm.VAE(prior, vae.likelihood, vae.encoder)
@@ -383,8 +393,13 @@ def test_the_pixelcnn_of_a_likelihood_reads_maps_of_z_in_large_images():
         ("vae", large(), {"grid": (5, 5)}, r"\(8, 8\), \(4, 4\), .*got \(5, 5\) for 16x16 pixels"),
         ("vae", dgm.Data(torch.randn(9, 3)), {"grid": (1, 1)}, "grid needs images"),
         ("vae", large(), {"grid": (4, 4), "hidden": (8,)}, "leave out hidden or grid"),
-        ("vae", large(), {"grid": (4, 4), "prior": "vae"}, "use one of the priors normal, .*diffusion"),
-        ("vae", large(), {"grid": (4, 4), "prior": dgm.Normal((2, 4, 4))}, "may be passed without it"),
+        ("vae", large(), {"grid": (4, 4), "prior": "vae"}, "'vae' is for no z of .* or use one of normal, .*diffusion"),
+        (
+            "vae",
+            large(),
+            {"grid": (4, 4), "prior": dgm.Normal((2, 4, 4))},
+            r"has event_shape \(2, 4, 4\): leave grid out",
+        ),
         ("vae", large(), {"encoder": "categorical"}, "is for one class: use prior='categorical'"),
         ("vq-vae", large(), {"prior": "codes"}, "'vq-vae' takes no prior: it is a part of 'vae'$"),
         ("vq-vae", large(), {"grid": (5, 5)}, r"\(8, 8\), \(4, 4\), .*got \(5, 5\) for 16x16 pixels"),

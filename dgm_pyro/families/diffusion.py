@@ -482,7 +482,7 @@ class Denoising(Program):
         denoised = denoise(x, times[-1])
         if getattr(step, "draws_last", False):
             if denoised.logits is None:  # after a single step the last time is not t = 0, so its variance is not v
-                denoised = Denoised(denoised.x0, self.posterior_variance(self.one_time(times[-1].t, x)))
+                denoised = Denoised(denoised.x0, self.posterior_variance(self._one_time(times[-1].t, x)))
             return self.likelihood(denoised).sample()
         if self.levels is None:
             return denoised.x0
@@ -492,12 +492,12 @@ class Denoising(Program):
         """`denoise` in the form that samplers call."""
 
         def denoise(x: Tensor, time: Time) -> Denoised:
-            return self.denoise(x, self.one_time(time.t, x), given, guidance)
+            return self.denoise(x, self._one_time(time.t, x), given, guidance)
 
         return denoise
 
-    def one_time(self, t: Any, x: Tensor) -> Tensor:
-        """One time for all of x: what depends on it alone is computed once, not for every draw."""
+    def _one_time(self, t: Tensor | float, x: Tensor) -> Tensor:
+        """t for all of x, ``(1, .., 1)`` in place of x's batch: what depends on t alone is computed once."""
         one = (1,) * (x.dim() - len(self.event_shape))
         return t.expand(one) if isinstance(t, Tensor) else torch.full(one, t, device=x.device)
 
@@ -837,15 +837,15 @@ class UnrolledDiffusion(Program):
         x_t = pyro.sample(f"{name}_{num_steps}", dist.Normal(zero, 1.0).to_event(zero.dim()))
         given = p._drop_labels(given, x_t)
         for t in range(num_steps, 1, -1):
-            time = p.one_time(t, x_t)
+            time = p._one_time(t, x_t)
             x_t = pyro.sample(f"{name}_{t - 1}", p.reverse(x_t, time, p.denoise(x_t, time, given)))
-        return pyro.sample(name, p.likelihood(p.denoise(x_t, p.one_time(1, x_t), given)), obs=value)
+        return pyro.sample(name, p.likelihood(p.denoise(x_t, p._one_time(1, x_t), given)), obs=value)
 
     def posterior(self, name: str, value: Tensor, given: Any = None) -> None:
         p, x0 = self.diffusion, self.diffusion.clean(value)
-        x_t = pyro.sample(f"{name}_{p.num_steps}", p.noised(x0, p.one_time(p.num_steps, x0)))
+        x_t = pyro.sample(f"{name}_{p.num_steps}", p.noised(x0, p._one_time(p.num_steps, x0)))
         for t in range(p.num_steps, 1, -1):
-            x_t = pyro.sample(f"{name}_{t - 1}", p.reverse(x_t, p.one_time(t, x_t), x0))
+            x_t = pyro.sample(f"{name}_{t - 1}", p.reverse(x_t, p._one_time(t, x_t), x0))
 
     def latents(self, name: str) -> tuple[str, ...]:
         return tuple(f"{name}_{t}" for t in range(self.diffusion.num_steps, 0, -1))

@@ -92,8 +92,9 @@ class Denoiser(nn.Module):
             )
 
     def embed(self, t: Tensor, given: Tensor | None) -> Tensor:
-        # Where all times are one, as in a chain, so is their embedding: one row, which broadcasts.
-        embedded = self.time(t[:1] if t.stride(0) == 0 else t)
+        """The embedding of times, ``(B,)``, and of ``given``: ``(B, F)``, or ``(1, F)`` for one time, expanded."""
+        # A chain has one time for all data, expanded with stride 0. Its embedding is computed once, and broadcasts.
+        embedded = self.time(t[:1] if t.dim() > 0 and t.stride(0) == 0 else t)
         if self.embedding is not None and given is not None:
             embedded = embedded + self.embedding(given)
         return embedded

@@ -136,8 +136,8 @@ def make_capturable(optimizer: Optimizer, device: torch.device) -> None:
         group["capturable"] = True
 
 
-def end_recording(optimizer: Optimizer) -> None:
-    """Undo `make_capturable`: learning rates are numbers again."""
+def undo_capturable(optimizer: Optimizer) -> None:
+    """Undo `make_capturable`: learning rates are numbers, and steps are eager."""
     for group in optimizer.param_groups:
         group.update(_portable(group))
 
@@ -156,5 +156,5 @@ def portable(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _portable(group: dict[str, Any]) -> dict[str, Any]:
-    """What `make_capturable` changed in a group, as it was."""
+    """What `make_capturable` changes in a group, for eager steps on any device."""
     return {"lr": float(group["lr"]), "capturable": False} if isinstance(group["lr"], Tensor) else {}

@@ -37,11 +37,11 @@ from dgm_pyro.training.compilation import Sums, why_eager
 from dgm_pyro.training.cuda_graph import (
     RECORDING_DEVICES,
     CudaGraph,
-    end_recording,
     is_fused_adam,
     make_capturable,
     portable,
     set_lr,
+    undo_capturable,
 )
 from dgm_pyro.training.distributed import ProcessGroup, process_group
 from dgm_pyro.training.optimizers import OptimizerFactory, SchedulerFactory, optimizer_of, scheduler_of
@@ -320,7 +320,7 @@ class Training:
         self.program.load_state_dict(self.last if isinstance(error, NonFiniteLossError) else self.best)
         self.program.eval()
         if self.scheduler is None:  # the optimizer may be the caller's
-            end_recording(self.optimizer)
+            undo_capturable(self.optimizer)
             for group, lr in zip(self.optimizer.param_groups, self.lrs, strict=True):
                 group["lr"] = lr
 
