@@ -103,16 +103,17 @@ def main() -> None:
 
 
 def draw(path: Path, vae: dgm.VAE, latent: dgm.VAE, train: dgm.Data, test: dgm.Data) -> None:
+    """Test images from their z, twenty samples with either prior, and the training images nearest to the samples."""
     torch.manual_seed(0)
-    some = torch.randperm(len(test))[:10]
-    z = {"test images": draws_of_z(vae, test.x[some], 1), "first prior": vae.prior.sample(10)}
-    z["diffusion"] = latent.prior.sample(30, sampler="heun", num_steps=50, spacing="karras")
-    x = {
-        name: torch.cat([vae.likelihood.sample(10, given=part) for part in each.split(10)]) for name, each in z.items()
+    some = test.x[torch.randperm(len(test))[:10]]
+    rows = {"test images": some, "from z ~ q(z | x)": vae.likelihood.sample(10, given=draws_of_z(vae, some, 1))}
+    drawn = {
+        "first prior": vae.prior.sample(20),
+        "diffusion": latent.prior.sample(20, sampler="heun", num_steps=50, spacing="karras"),
     }
-    rows = {"test images": test.x[some], "the same, from z": x["test images"], "samples, first prior": x["first prior"]}
-    rows |= {f"samples, diffusion ({i})": part for i, part in enumerate(x["diffusion"].split(10), 1)}
-    rows["nearest to (1)"] = nearest(x["diffusion"][:10], train.x)
+    for name, z in drawn.items():
+        for number, part in enumerate(vae.likelihood.sample(20, given=z).split(10), 1):
+            rows |= {f"{name}, {number}": part, f"nearest to {name}, {number}": nearest(part, train.x)}
     figure = dgm.plots.images(
         torch.cat([*rows.values()]), levels=256, num_columns=10, row_labels=[*rows], title="Samples are not selected"
     )

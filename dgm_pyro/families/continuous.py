@@ -136,7 +136,7 @@ class ContinuousDiffusion(Denoising):
 
     Args:
         event_shape: shape of one x.
-        denoiser: ``network(x_t, t)`` or ``network(x_t, t, given)``, to the shape of x. The log signal-to-noise ratio
+        denoiser: ``network(x_t, t)`` or ``network(x_t, t, given)``, as for `Diffusion`. The log signal-to-noise ratio
             is linear in t, from its highest value at 0 to its lowest at 1.
         noise_schedule: a `LogSNR`, or "linear" (fixed), or "learned".
         num_steps: T of the chain that `unroll` writes out and that `sample` takes by default; training has no steps.

@@ -516,7 +516,8 @@ class Diffusion(Denoising):
 
     Args:
         event_shape: shape of one x.
-        denoiser: ``network(x_t, t / T)`` or ``network(x_t, t / T, given)``, to the shape of x.
+        denoiser: ``network(x_t, t / T)`` or ``network(x_t, t / T, given)``, to the shape of x. The times, ``(B,)``, may
+            be one number, expanded: it must not write into them.
         noise_schedule: a `Schedule`, or one of "linear", "cosine", "log-snr".
         num_steps: T, for a schedule given by name.
         predict: what the network predicts: "noise", "x0", "v" = alpha noise - sigma x_0 (Salimans and Ho 2022), "edm"
