@@ -580,7 +580,7 @@ def impute(
         ),
     ] = None,
     num_temperatures: Annotated[
-        int, _option("Number of annealing temperatures, for a VAE or a flow. More are more accurate.")
+        int, _option("Number of annealing temperatures, for a VAE or a flow. More are more accurate and take longer.")
     ] = 100,
     seed: Seed = 0,
     run: OpenRun,

@@ -716,7 +716,12 @@ def _loss_terms(history: History) -> dict[str, list[float]]:
         terms[f"reconstruction of {site}", "_likelihood"] = [-each.reconstruction[site] for each in history.epochs]
     for site in history.epochs[0].kl:
         terms[f"KL of {site}", "_kl"] = [each.kl[site] for each in history.epochs]
-    shown = {name.removesuffix(suffix): values for (name, suffix), values in terms.items() if any(values)}
+    told = {key: values for key, values in terms.items() if any(values)}
+    short = [name.removesuffix(suffix) for name, suffix in told]  # equal for z and z_kl, the chain that is a prior of z
+    shown = {
+        own if short.count(own) == 1 else name: values
+        for own, (name, _), values in zip(short, told, told.values(), strict=True)
+    }
     if len(shown) <= MOST_TERMS:
         return shown
     largest = sorted(shown, key=lambda name: -max(map(abs, shown[name])))[: MOST_TERMS - 1]

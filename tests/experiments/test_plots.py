@@ -218,6 +218,15 @@ def test_sites_of_factors_are_named_by_what_they_state_and_left_out_if_they_stat
     assert lines_of(figure.axes[1]) == {"reconstruction of x": ([1, 2], [2, 2]), "KL of x": ([1, 2], [3, 3])}
 
 
+def test_no_term_hides_another_of_a_similar_name():
+    """A diffusion as the prior of z has the terms z and z_kl."""
+    kl = {"z": -19.6, "z_kl": 80.3, "z_T_kl": 0.1}
+    figure = plots.learning_curves(History([Epoch(i, 5.0, {"x": -100.0}, kl, None, 1.0) for i in (1, 2)], 2))
+    lines = lines_of(figure.axes[1])
+    assert set(lines) == {"reconstruction of x", "KL of z", "KL of z_kl", "KL of z_T"}
+    assert sum(values[0] for _, values in lines.values()) == pytest.approx(100 + sum(kl.values()))
+
+
 def test_a_single_term_is_the_loss_itself_and_needs_no_panel():
     figure = plots.learning_curves(History([Epoch(i, 3.0, {"x": 0.0}, {"z": 3.0}, None, 1.0) for i in (1, 2)], 2))
     assert len(figure.axes) == 1
