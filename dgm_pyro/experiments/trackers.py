@@ -53,7 +53,8 @@ class RunFiles:
             self._draw_curves(history)
 
     def _draw_curves(self, history: History) -> None:
-        title = f"{self.title}: {len(history.epochs)} epochs" if self.title else ""
+        count = len(history.epochs)
+        title = f"{self.title}: {count} epoch{'s' * (count != 1)}" if self.title else ""
         plots.write_picture(self.folder / "learning-curves.png", plots.learning_curves(history, title=title))
         self.drawn = time.monotonic()
 
