@@ -861,7 +861,7 @@ LIKELIHOODS: Catalog = {
 
 COLUMN_MODELS = ("pixels", "made", "any-order", "vae")
 SWAPS = {
-    "vae": ("prior", "encoder", "likelihood", "latent_size", "grid", "hidden"),
+    "vae": ("prior", "encoder", "likelihood", "latent_size", "hidden", "grid"),
     "pixelcnn": ("stages", "attention", "predictors"),
     "vq-vae": ("num_codes", "grid", "decay"),
     **dict.fromkeys(("diffusion", "diffusion-continuous"), ("network", "predict")),
@@ -893,7 +893,7 @@ MODELS: Catalog = {
         _flow(nsf_autoregressive, nsf_autoregressive),
         "autoregressive neural spline flow; dequantized for integers",
     ),
-    "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent_size, grid, hidden"),
+    "vae": (vae, "variational autoencoder; swaps: prior, encoder, likelihood, latent_size, hidden, grid"),
     "vq-vae": (
         vq_vae,
         "VAE of a grid of code vectors with an autoregressive prior; swaps: num_codes, grid, decay (images)",
@@ -922,8 +922,8 @@ def build(
     encoder: Program | str | None = None,
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
-    grid: Sequence[int] | None = None,
     hidden: Sequence[int] | None = None,
+    grid: Sequence[int] | None = None,
     standardize: Literal[False],
     max_parameters: int | None = MAX_PARAMETERS,
 ) -> VAE: ...
@@ -939,8 +939,8 @@ def build(
     encoder: Program | str | None = None,
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
-    grid: Sequence[int] | None = None,
     hidden: Sequence[int] | None = None,
+    grid: Sequence[int] | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
     max_parameters: int | None = MAX_PARAMETERS,
@@ -957,8 +957,8 @@ def build(
     encoder: Program | str | None = None,
     likelihood: Program | str | None = None,
     latent_size: int | None = None,
-    grid: Sequence[int] | None = None,
     hidden: Sequence[int] | None = None,
+    grid: Sequence[int] | None = None,
     standardize: bool = True,
     columns: Mapping[str, Any] | None = None,
     max_parameters: int | None = MAX_PARAMETERS,
