@@ -1,9 +1,9 @@
 """A step of `SVI` beside one of `dgm.compile`, on Pyro pairs of every kind of latent.
 
-    TORCH_COMPILE_FORCE_DISABLE_CACHES=1 python benchmarks/compiled_pairs.py [--steps 200]
+    TORCH_COMPILE_FORCE_DISABLE_CACHES=1 python benchmarks/compiled_pairs.py [--steps 400]
 
-Both take the same loss of Pyro and Adam. All numbers are processor time of one thread, so that other work on the
-machine hardly counts. That of the first call includes the compiler's own processes; the first pair pays for what the
+Both take the same loss of Pyro and Adam, and take turns of ten steps; the table has medians. All numbers are processor
+time of one thread. That of the first call includes the compiler's own processes; the first pair pays for what the
 compiler does once on a machine.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -20,11 +19,13 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
+from timing import compare
 from torch import Tensor, nn
 
 import dgm_pyro as dgm
 from dgm_pyro.results import Table
 
+IN_A_ROW = 10
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 SIGMA = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
 
@@ -92,25 +93,15 @@ def processor_seconds() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def milliseconds(step: Callable[[], Any], steps: int) -> float:
-    for _ in range(5):
-        step()
-    began = time.process_time()
-    for _ in range(steps):
-        step()
-    return 1e3 * (time.process_time() - began) / steps
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=400, help="of either way (default: 400)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for name, (model, guide, args, elbo) in pairs().items():
         with pyro.get_param_store().scope():
             svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), elbo)
-            theirs = milliseconds(lambda svi=svi, args=args: svi.step(*args), options.steps)
             began = processor_seconds()
             loss = dgm.compile((model, guide), elbo)
             loss(*args).backward()
@@ -122,8 +113,10 @@ def main() -> None:
                 loss(*args).backward()
                 optimizer.step()
 
-            ours = milliseconds(step, options.steps)
-        rows.append([name, f"{theirs:.2f}", f"{ours:.2f}", f"{theirs / ours:.1f}", f"{first:.0f}"])
+            cases = {"theirs": lambda svi=svi, args=args: svi.step(*args), "ours": step}
+            times = compare(cases, repeats=options.steps // IN_A_ROW, in_a_row=IN_A_ROW, clock=time.process_time)
+        both = (f"{1e3 * times.median(each):.2f}" for each in cases)
+        rows.append([name, *both, f"{times.ratio('theirs', 'ours'):.1f}", f"{first:.0f}"])
         print(rows[-1], flush=True)
     head = ["pair", "`SVI.step`, ms", "compiled, ms", "ratio", "first call, s"]
     print(Table(head, rows).markdown())
