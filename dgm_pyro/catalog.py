@@ -186,10 +186,10 @@ def _require_image(data: Data, name: str) -> None:
 def pixelcnn(data: Data, reads: Reads, *, predictors: bool | None = None, **swaps: Any) -> Program:
     _require_image(data, "pixelcnn")
     shape, levels = data.event_shape, data.levels
-    size: dict[str, Any] = {"dropout": 0.1}
+    size: dict[str, Any] = {"dropout": _dropout_of(data)}
     if is_large(shape):
         sizes = _sizes_of(data)
-        size = {"layers": sizes.layers, "kernel_size": sizes.kernel_size, "dropout": sizes.dropout}
+        size |= {"layers": sizes.layers, "kernel_size": sizes.kernel_size}
 
     def network(per_feature: int) -> nn.Module:
         options: dict[str, Any] = {"levels": levels, **size, **swaps}
@@ -271,7 +271,7 @@ def deep_vae(data: Data, reads: Reads) -> Program:
     if reads:
         raise ValueError("'vdvae' reads neither labels nor a given: leave them out, or use 'vae'")
     height, width = data.event_shape[1:]
-    if height % 2 or width % 2:
+    if not _can_halve(data.event_shape):
         raise ValueError(
             f"'vdvae' halves images, but {data.name} has {height}x{width} pixels: use 'vae', or crop the images"
         )
@@ -434,18 +434,15 @@ class Parts:
 
     def of_z(self, per_feature: int) -> nn.Module:
         """A network for the likelihood; it reads no label if z is a class."""
-        reads = self.reads | self.classes
-        if self.is_grid:
-            return _between_images(self.data, self.shape, self.data.event_shape, per_feature, **reads)
-        if self.convolutions:
-            return ConvDecoder(self.shape, self.data.event_shape, per_feature, **self.convolutions, **reads)
-        return MLP(self.shape, per_feature * self.data.event_shape.numel(), self.widths, **reads)
+        if self.is_grid or self.convolutions:
+            return self.image_of_z(self.data.event_shape, per_feature, **self.reads)
+        return MLP(self.shape, per_feature * self.data.event_shape.numel(), self.widths, **self.reads | self.classes)
 
-    def maps_of_z(self, shape: Sequence[int]) -> nn.Module:
-        """A network from z to an image of a shape."""
+    def image_of_z(self, shape: Sequence[int], num_parameters: int = 1, **reads: Any) -> nn.Module:
+        """A convolutional network from z to an image of a shape."""
         if self.is_grid:
-            return _between_images(self.data, self.shape, shape, None)
-        return ConvDecoder(self.shape, shape, **self.convolutions, **self.classes)
+            return _between_images(self.data, self.shape, shape, num_parameters, **reads)
+        return ConvDecoder(self.shape, shape, num_parameters, **self.convolutions, **reads | self.classes)
 
     @property
     def classes(self) -> dict[str, Any]:
@@ -589,7 +586,7 @@ def _require_grid(data: Data, grid: Sequence[int] | None) -> tuple[int, ...]:
 
 
 def _between_images(
-    data: Data, in_shape: Sequence[int], out_shape: Sequence[int], num_parameters: int | None, **options: Any
+    data: Data, in_shape: Sequence[int], out_shape: Sequence[int], num_parameters: int, **options: Any
 ) -> ConvNet:
     """A network between images of the resolutions of x and of its grid, either way."""
     return ConvNet(in_shape, out_shape, num_parameters, blocks=2, dropout=_dropout_of(data), **options)
@@ -727,7 +724,7 @@ def _pixelcnn(parts: Parts) -> Program:
     def network(per_feature: int) -> nn.Module:
         if not parts.convolutions:
             return PixelCNN(shape, per_feature, levels=data.levels, **parts.z_as_given())
-        return _pixelcnn_of_maps(shape, per_feature, parts.maps_of_z, levels=data.levels)
+        return _pixelcnn_of_maps(shape, per_feature, parts.image_of_z, levels=data.levels)
 
     return Autoregressive(conditional_for(data, network))
 

@@ -355,7 +355,7 @@ class Denoising(Program):
 
     def prior_kl(self, x0: Tensor) -> Tensor:
         """KL(q(x_T | x_0) || N(0, I)) in nats, ``(*batch,)``."""
-        alpha, sigma = self.noise_at(torch.full((1,), self.num_steps, device=x0.device))
+        alpha, sigma = self.noise_at(self._one_time(self.num_steps, x0))
         kl = 0.5 * (sigma**2 + (alpha * x0) ** 2 - 1) - sigma.log()
         return self._sum_features(kl)
 
