@@ -189,16 +189,19 @@ class DenoisingUNet(Denoiser):
     """A small U-Net: residual blocks down, across and up, halving the resolution between entries of ``channels``.
 
     Args:
-        event_shape: ``(C, H, W)``; H and W must be divisible by 2 ** (len(channels) - 1).
+        event_shape: ``(C, H, W)``; H and W must be divisible by patch_size * 2 ** (len(channels) - 1).
         channels: width at each resolution, multiples of 8.
         given_shape, num_classes, num_parameters, max_frequency: as in `DenoisingMLP`.
         dropout: probability, inside the residual blocks.
         heads: number of attention heads over the pixels of the lowest resolution; 0 for no attention.
         fourier: n of the features sin(2^n pi x) and cos(2^n pi x) that the network reads in addition to x, such as
             (7, 8) for 256 levels. They distinguish neighboring levels.
+        patch_size: height and width of the patches that are one pixel of the highest resolution. With 2, a step takes a
+            quarter of the time, for the same channels.
 
     Source: Ho et al. 2020 (DDPM), appendix B, with attention at the lowest resolution alone; Kingma et al. 2021 (VDM,
-    arXiv 2107.00630), appendix C, for the Fourier features.
+    arXiv 2107.00630), appendix C, for the Fourier features; Hoogeboom et al. 2023 (arXiv 2301.11093), section 3.3, for
+    the patches.
     """
 
     fourier: Tensor
@@ -215,25 +218,32 @@ class DenoisingUNet(Denoiser):
         max_frequency: float = 1000.0,
         heads: int = 0,
         fourier: Sequence[int] = (),
+        patch_size: int = 1,
     ):
         if len(as_shape(event_shape)) != 3:
             raise ValueError(f"event_shape must be (C, H, W) for a U-Net, got {event_shape}: use DenoisingMLP")
         check_sizes(channels=channels)
+        check_counts(patch_size=patch_size)
         check_count(heads, "heads", at_least=0)
         check_type(fourier, Sequence, "fourier", "a sequence of integers")
         exponents = [check_count(n, "fourier", at_least=0) for n in fourier]
         check_network_options(dropout=dropout)
         if any(width % 8 for width in channels):
             raise ValueError(f"channels must be positive multiples of 8, got {tuple(channels)}")
-        factor = 2 ** (len(channels) - 1)
-        if event_shape[1] % factor or event_shape[2] % factor:
+        depth, *sides = event_shape
+        if any(side % patch_size for side in sides):
+            raise ValueError(f"patch_size must divide H and W of {tuple(event_shape)}, got {patch_size}")
+        if any(side // patch_size % 2 ** (len(channels) - 1) for side in sides):
+            of_patches = f" in patches of {patch_size}x{patch_size}" if patch_size > 1 else ""
             raise ValueError(
-                f"event_shape {tuple(event_shape)} cannot be halved {len(channels) - 1} times: give fewer channels"
+                f"event_shape {tuple(event_shape)}{of_patches} cannot be halved {len(channels) - 1} times: give fewer "
+                "channels"
             )
         features = 2 * channels[-1]
         super().__init__(event_shape, features, given_shape, num_classes, num_parameters, max_frequency)
         self.register_buffer("fourier", math.pi * 2.0 ** torch.tensor(exponents).reshape(-1, 1, 1, 1), persistent=False)
-        self.first = nn.Conv2d((1 + 2 * len(exponents)) * event_shape[0], channels[0], 3, padding=1)
+        self.patch_size = patch_size
+        self.first = nn.Conv2d((1 + 2 * len(exponents)) * depth * patch_size**2, channels[0], 3, padding=1)
         ins = [channels[0], *channels[:-1]]
         self.down = nn.ModuleList(ResidualBlock(a, b, features, dropout) for a, b in zip(ins, channels, strict=True))
         self.middle = ResidualBlock(channels[-1], channels[-1], features, dropout)
@@ -243,7 +253,7 @@ class DenoisingUNet(Denoiser):
         self.last = nn.Sequential(
             nn.GroupNorm(8, channels[0]),
             nn.SiLU(),
-            nn.Conv2d(channels[0], num_parameters * event_shape[0], 3, padding=1),
+            nn.Conv2d(channels[0], num_parameters * depth * patch_size**2, 3, padding=1),
         )
 
     def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
@@ -252,7 +262,7 @@ class DenoisingUNet(Denoiser):
         if len(self.fourier) > 0:
             angles = (self.fourier * x.unsqueeze(1)).flatten(1, 2)
             x = torch.cat([x, angles.sin(), angles.cos()], 1)
-        h = self.first(x)
+        h = self.first(F.pixel_unshuffle(x, self.patch_size))
         kept = []
         for i, block in enumerate(self.down):
             h = block(F.avg_pool2d(h, 2) if i > 0 else h, embedded)
@@ -262,7 +272,7 @@ class DenoisingUNet(Denoiser):
             h = self.up[i](torch.cat([h, kept[i]], 1), embedded)
             if i > 0:
                 h = F.interpolate(h, scale_factor=2.0, mode="nearest")
-        return self.last(h).reshape(-1, *self.out_shape)
+        return F.pixel_shuffle(self.last(h), self.patch_size).reshape(-1, *self.out_shape)
 
 
 class TransformerBlock(nn.Module):

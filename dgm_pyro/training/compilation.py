@@ -644,6 +644,7 @@ def optimized(graph: torch.fx.GraphModule, backend: str = "inductor", *, cuda_gr
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
     if backend == "inductor":
         _keep_the_order_of_writes()
+        _keep_draws_apart()
         options["fallback_random"] = True
         options["triton.cudagraphs"] = cuda_graphs and any(p.is_cuda for p in graph.parameters())
         # One C++ file for all kernels, and one that calls them: g++ reads torch's headers twice, not for each kernel,
@@ -671,6 +672,25 @@ def _keep_the_order_of_writes() -> None:
     SchedulerNode.recompute_size_and_body = recompute_and_rename  # type: ignore[method-assign]
     config: Any = torch.compiler.config
     config.cache_key_tag += "order of writes"  # code that was compiled and stored before is not used
+
+
+@functools.cache
+def _keep_draws_apart() -> None:
+    """Mend torch's compiler, which makes one draw of two calls of `randn_like` or `exponential_` with equal arguments.
+
+    The pass that joins equal operations of a graph and its gradient excepts random ones, but by a list of names. In
+    torch 2.13 that list lacks these and ten others.
+    """
+    from torch._functorch import compile_utils
+
+    class Random:
+        def __contains__(self, operation: Any) -> bool:
+            names = getattr(operation, "overloads", list)()
+            return any(torch.Tag.nondeterministic_seeded in getattr(operation, name).tags for name in names)
+
+    compile_utils.rand_ops = Random()  # type: ignore[assignment]
+    config: Any = torch.compiler.config
+    config.cache_key_tag += "draws apart"
 
 
 def _is_on_cpu(graph: torch.fx.GraphModule) -> bool:

@@ -21,6 +21,7 @@ NETWORKS = {
     "unet, attention and Fourier features": lambda **options: DenoisingUNet(
         (1, 4, 4), (8, 16), heads=2, fourier=(0, 1), **options
     ),
+    "unet, patches": lambda **options: DenoisingUNet((1, 4, 4), (16, 16), patch_size=2, **options),
     "dit": lambda **options: DenoisingTransformer((1, 4, 4), 2, width=8, layers=2, heads=2, **options),
 }
 
@@ -190,6 +191,17 @@ def test_fourier_features_tell_levels_apart():
     torch.testing.assert_close(seen[0], torch.cat(expected, 1))
 
 
+def test_patches_are_the_pixels_of_a_u_net_of_lower_resolution():
+    """The 2x2 patch at each place, as 4 channels for each of x, are the input and the output of the same network."""
+    patched = DenoisingUNet((3, 8, 12), (8, 16), fourier=(1,), patch_size=2, num_parameters=2)
+    plain = DenoisingUNet((12, 4, 6), (8, 16), fourier=(1,), num_parameters=2)
+    plain.load_state_dict(patched.state_dict())
+    x, t = torch.randn(5, 3, 8, 12), torch.rand(5)
+    patches = patchify(x, 2).mT.reshape(5, 12, 4, 6)  # a pixel's channels: C, then the rows and columns of the patch
+    expected = plain(patches, t).reshape(5 * 2, 12, 24).mT
+    torch.testing.assert_close(patched(x, t).flatten(0, 1), unpatchify(expected, 2, 8, 12))
+
+
 @pytest.mark.parametrize("event_shape", [(1, 8, 8), (3, 4, 8), (2, 12, 4)])
 def test_unets_of_any_image_that_halves(event_shape):
     network = DenoisingUNet(event_shape, (8, 16, 16))
@@ -224,6 +236,9 @@ def test_neighboring_times_are_told_apart():
         (lambda: DenoisingUNet((64,)), r"event_shape must be \(C, H, W\) for a U-Net, got \(64,\): use DenoisingMLP"),
         (lambda: DenoisingUNet((1, 7, 8)), r"event_shape \(1, 7, 8\) cannot be halved 1 times: give fewer channels"),
         (lambda: DenoisingUNet((1, 8, 10), (8, 8, 8)), r"\(1, 8, 10\) cannot be halved 2 times"),
+        (lambda: DenoisingUNet((1, 8, 6), patch_size=4), r"patch_size must divide H and W of \(1, 8, 6\), got 4"),
+        (lambda: DenoisingUNet((1, 8, 6), patch_size=2), r"\(1, 8, 6\) in patches of 2x2 cannot be halved 1 times"),
+        (lambda: DenoisingUNet((1, 8, 8), patch_size=0), "patch_size must be a positive integer, got 0"),
         (lambda: DenoisingUNet((1, 8, 8), (12, 16)), r"channels must be positive multiples of 8, got \(12, 16\)"),
         (lambda: DenoisingUNet((1, 8, 8), (0, 8)), "channels must be a positive int or a tuple of them"),
         (lambda: DenoisingUNet((1, 8, 8), ()), r"channels must be a positive int or a tuple of them, got \(\)"),

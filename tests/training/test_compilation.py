@@ -961,6 +961,36 @@ def test_constants_and_draws_of_a_region_are_those_of_a_graph(context):
     assert "aten.normal_.default" not in {str(node.target) for node in nodes}
 
 
+DRAWS = {
+    "randn_like": torch.randn_like,
+    "rand_like": torch.rand_like,
+    "randint_like": lambda x: torch.randint_like(x, 9),
+    "exponential_": lambda x: torch.zeros_like(x).exponential_(),
+    "uniform_": lambda x: torch.zeros_like(x).uniform_(),
+    "normal_": lambda x: torch.zeros_like(x).normal_(),
+    "log_normal_": lambda x: torch.zeros_like(x).log_normal_(),
+    "bernoulli_": lambda x: torch.zeros_like(x).bernoulli_(0.5),
+    "dropout": lambda x: F.dropout(torch.ones_like(x)),
+}
+
+
+def test_equal_calls_are_two_draws_in_machine_code():
+    """The compiler joins equal operations of a graph with gradients; two draws are not equal."""
+
+    def model(x):
+        scale = pyro.param("scale", torch.tensor(2.0))
+        pairs = [(draw(x), draw(x)) for draw in DRAWS.values()]
+        assert torch.compiler.is_exporting() or not any(torch.equal(*pair) for pair in pairs)
+        pyro.factor("differences", torch.stack([scale * (one - other) for one, other in pairs]).abs().sum((1, 2)) @ w)
+
+    x, w = torch.randn(64, 3), torch.linspace(1, 2, len(DRAWS))
+    loss = dgm.compile((model, lambda x: None))
+    torch.manual_seed(1)
+    expected = pyro.infer.Trace_ELBO().differentiable_loss(model, lambda x: None, x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(loss(x), expected)
+
+
 READS = {  # whose gradients add up at the places that are read
     "interpolate": lambda h: F.interpolate(h, scale_factor=2, mode="nearest"),
     "index_select": lambda h: h.index_select(2, torch.tensor([0, 0, 1, 3])),
