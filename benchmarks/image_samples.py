@@ -1,4 +1,4 @@
-"""Samples of a diffusion of images that is conditional on the class, guided and not, beside their nearest training images.
+"""Samples of a diffusion of images that is conditional on the class, beside the nearest training images.
 
     python benchmarks/image_samples.py --train train.npz --minutes 100
     python benchmarks/image_samples.py --train train.npz --draw --guidance 1 --picture samples.png

@@ -43,7 +43,7 @@ from pyro.infer import (
     traceenum_elbo,
     tracetmc_elbo,
 )
-from pyro.infer.util import Dice
+from pyro.infer.util import Dice, get_dependent_plate_dims, torch_sum
 from pyro.ops.special import _SafeLog
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.messenger import Messenger
@@ -54,6 +54,7 @@ from torch.utils import _pytree as pytree
 from dgm_pyro.diagnosis.messages import heard, without_table
 from dgm_pyro.objectives import ELBO, IWAE, Bound, Objective, at_progress, chosen
 from dgm_pyro.program import Program, alone, parameter_of, sample_sites
+from dgm_pyro.training.lanes import join_lanes
 
 __all__ = ["CompilationError", "Loss", "compile", "export", "optimized"]
 
@@ -323,16 +324,28 @@ class PairTerms(nn.Module):
     def forward(self, leaves: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         stored = dict(pyro.get_param_store().named_parameters())
         instead = _SubstitutedTensors({id(stored[name]): leaf for name, leaf in leaves.items()})
-        weighs = isinstance(self.elbo, RenyiELBO)
-        elbo, times = (Trace_ELBO(), self.elbo.num_particles) if weighs else (self.elbo, 1)
         with poutine.block(), _StatedNames() as statements, instead, _without_reading_values():
-            each = [elbo.differentiable_loss(self.model, self.densities, *args, **kwargs) for _ in range(times)]
+            if isinstance(self.elbo, RenyiELBO):
+                loss = self._importance_weighted(args, kwargs)
+            else:
+                loss = torch.as_tensor(self.elbo.differentiable_loss(self.model, self.densities, *args, **kwargs))
         for name in {*statements.params, *statements.samples} - self._names:
             raise CompilationError(
                 f"{name!r} is stated in this run alone: the names of statements must not depend on values"
             )
-        losses = torch.stack([torch.as_tensor(loss) for loss in each])
-        return math.log(times) - (-losses).logsumexp(0) if weighs else losses[0]
+        return loss
+
+    def _importance_weighted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """`RenyiELBO` at alpha 0, with its gradient; where all sites are in one plate, each of its data has weights."""
+        log_weights = []
+        for model, guide in self.elbo._get_traces(self.model, self.densities, args, kwargs):
+            dims = get_dependent_plate_dims(model.nodes.values())
+            log_p, log_q = (
+                sum(torch_sum(trace.nodes[name]["log_prob"], dims) for name in sample_sites(trace))
+                for trace in (model, guide)
+            )
+            log_weights.append(torch.as_tensor(log_p - log_q))
+        return (math.log(len(log_weights)) - torch.stack(log_weights).logsumexp(0)).sum()
 
 
 class _StatedNames(Messenger):
@@ -497,6 +510,8 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
             _fuse_normal_draws(part)
             _move_constants(part, device)
             _make_modules_of_regions(part)
+        for part in _graphs_in(graph):
+            join_lanes(part)
             part.recompile()
         return graph
     except CompilationError as error:
@@ -578,6 +593,7 @@ def _make_modules_of_regions(graph: torch.fx.GraphModule) -> None:
         graph.set_submodule(name, _Region(functools.partial(context, *arguments[:count]), graph.get_submodule(name)))
         with graph.graph.inserting_before(node):
             called = graph.graph.call_module(name, arguments[count + 1 :])
+        called.meta = node.meta
         node.replace_all_uses_with(called)
         graph.graph.erase_node(node)
         if not inner.users:
@@ -685,7 +701,7 @@ def _keep_draws_apart() -> None:
 
     class Random:
         def __contains__(self, operation: Any) -> bool:
-            names = getattr(operation, "overloads", list)()
+            names: list[str] = getattr(operation, "overloads", list)()
             return any(torch.Tag.nondeterministic_seeded in getattr(operation, name).tags for name in names)
 
     compile_utils.rand_ops = Random()  # type: ignore[assignment]

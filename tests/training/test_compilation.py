@@ -284,6 +284,27 @@ def shifted(x, scale=1.0):
     return pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.3)), scale))
 
 
+def of_data(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 0.5), obs=x)
+
+
+def of_data_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(pyro.param("slope", torch.tensor(0.4)) * x, 0.7))
+
+
+def partly_common(x):
+    m = pyro.sample("m", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(m + pyro.sample("z", dist.Normal(0.0, 1.0)), 0.5), obs=x)
+
+
+def partly_common_guide(x):
+    pyro.sample("m", dist.Normal(pyro.param("center", torch.tensor(0.2)), 0.6))
+    of_data_guide(x)
+
+
 def local(x):
     with pyro.plate("data", len(x), subsample_size=2) as rows:
         pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x[rows])
@@ -473,6 +494,8 @@ LOSSES = {
     "particles at once": (latent_mean, shifted, Trace_ELBO(3, max_plate_nesting=1, vectorize_particles=True)),
     "particles of closed forms": (chain, chain_guide, TraceMeanField_ELBO(2)),
     "importance weights": (latent_mean, shifted, RenyiELBO(0.0, 3)),
+    "importance weights of data": (of_data, of_data_guide, RenyiELBO(0.0, 3)),
+    "importance weights of data and a common latent": (partly_common, partly_common_guide, RenyiELBO(0.0, 3)),
     "a factor of the guide": (latent_mean, penalized(True), Trace_ELBO()),
     "a factor without a path": (latent_mean, penalized(False), Trace_ELBO()),
     "a sequential plate": (one_by_one, one_by_one_guide, Trace_ELBO()),

@@ -1,0 +1,203 @@
+"""Graphs whose repeated parts are joined compute what they computed before, and draw the same random numbers."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import dgm_pyro as dgm
+from dgm_pyro.networks import DenoisingMLP
+from dgm_pyro.objectives import ELBO
+from dgm_pyro.training import lanes
+from dgm_pyro.training.compilation import PairLoss, Terms, _LossAlone, export, optimized
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def calls(graph):
+    """Number of operations of a graph and its parts that read a weight."""
+    parts = [part for part in graph.modules() if isinstance(part, torch.fx.GraphModule)]
+    return sum(node.target in lanes.WEIGHTED for part in parts for node in part.graph.nodes)
+
+
+def graph_of(module, *arguments, dynamic=False):
+    """The graph of ``module``, after it has had the same value, gradient and next random number."""
+    graph, found = export(module, arguments, dynamic=dynamic), []
+    for run in (module, graph):
+        torch.manual_seed(1)
+        loss = run(*arguments)
+        found.append((loss, *torch.autograd.grad(loss, [*module.parameters()], allow_unused=True), torch.rand(3)))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    return graph
+
+
+class Calls(nn.Module):
+    """A network of two layers, and what calls it: ``use(network, x)``, a scalar."""
+
+    def __init__(self, use):
+        super().__init__()
+        torch.manual_seed(0)
+        self.use, self.network = use, nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+
+    def forward(self, x):
+        return self.use(self.network, x)
+
+
+@pytest.mark.parametrize("num_steps", [8, 12])
+def test_an_unrolled_diffusion_has_its_network_twice_whatever_its_number_of_steps(num_steps):
+    """Once for the steps with a KL, and once for the last one, which has a likelihood."""
+    torch.manual_seed(0)
+    program = dgm.Diffusion(2, DenoisingMLP((2,), (4, 4)), num_steps=num_steps).unroll()
+    loss = _LossAlone(Terms(program, ELBO()))
+    graph = graph_of(loss, torch.randn(5, 2), None, {}, {}, dynamic=True)
+    assert calls(graph) == 2 * sum(isinstance(layer, nn.Linear) for layer in program.modules())
+    x = torch.randn(7, 2)  # another number of data
+    torch.manual_seed(2)
+    expected = loss(x, None, {}, {})
+    torch.manual_seed(2)
+    torch.testing.assert_close(graph(x, None, {}, {}), expected)
+
+
+def of_fresh_draws(network, x):
+    return sum(network(torch.randn_like(x) * k).sin().sum() for k in range(6))
+
+
+def of_scaled(network, x):
+    return sum((network(x * scale) * scale).square().mean() for scale in torch.arange(6.0))
+
+
+def of_pieces(network, x):
+    return sum(piece.exp().sum() for k in range(6) for piece in network(x[k : k + 2]).chunk(3, -1))
+
+
+def with_broadcasts(network, x):
+    return sum(sum(torch.broadcast_tensors(network(x + k), x[0])).pow(2).sum() for k in range(6))
+
+
+@pytest.mark.parametrize("use", [of_fresh_draws, of_scaled, of_pieces, with_broadcasts])
+def test_calls_on_inputs_that_are_there_are_joined(use):
+    assert calls(graph_of(Calls(use), torch.randn(8, 3))) == 2
+
+
+def after_each_other(network, x):
+    for _ in range(6):
+        x = network(x)
+    return x.sum()
+
+
+def added_up(network, x):
+    """The state x_t = x_{t-1} + f(k) is read by no call, but each is read by the next."""
+    total = x
+    for k in range(6):
+        total = (total + network(x + k)).tanh()
+    return total.sum()
+
+
+def draws_that_depend_on_calls(network, x):
+    """The noise of the next call is drawn after a number whose range is this call's result."""
+    total = 0.0
+    for _ in range(6):
+        y = network(torch.randn_like(x))
+        total = total + torch.poisson(y.detach().square()).sum() * y.sum()
+    return total
+
+
+def reads_between_writes(network, x):
+    memory, total = torch.zeros_like(x), 0.0
+    for k in range(6):
+        memory.add_(1.0)
+        total = total + network(x * memory).sum() * k
+    return total
+
+
+def test_calls_that_depend_on_each_other_are_not_joined():
+    assert calls(graph_of(Calls(after_each_other), torch.randn(5, 3))) == 12
+    assert calls(graph_of(Calls(draws_that_depend_on_calls), torch.randn(5, 3))) == 12
+    assert calls(graph_of(Calls(reads_between_writes), torch.randn(5, 3))) == 12
+
+
+def test_what_reads_the_calls_one_after_the_other_is_left_alone():
+    graph = graph_of(Calls(added_up), torch.randn(5, 3))
+    assert calls(graph) == 2
+    assert sum(node.target is torch.ops.aten.tanh.default for node in graph.graph.nodes) == 6
+
+
+def test_dropout_draws_what_it_drew():
+    def dropped(network, x):
+        first, middle, last = network
+        return sum(last(F.dropout(middle(first(x + k)), 0.5)).sum() for k in range(6))
+
+    assert calls(graph_of(Calls(dropped), torch.randn(5, 3))) == 2  # before the draws, and after
+
+
+def test_at_most_two_calls_are_left_out():
+    def ends(network, x):
+        y = [network(x + k) for k in range(7)]
+        return y[0].sum() + y[6].tan().sum() + sum(each.sin().square().sum() for each in y[1:6])
+
+    def halves(network, x):
+        y = [network(x + k) for k in range(8)]
+        return sum(each.sin().sum() for each in y[:4]) + sum(each.tan().sum() for each in y[4:])
+
+    assert calls(graph_of(Calls(ends), torch.randn(5, 3))) == 2 + 2 * 2
+    assert calls(graph_of(Calls(halves), torch.randn(5, 3))) == 2  # all of them, and their readers are left alone
+
+
+def test_calls_of_different_shapes_or_types_are_joined_apart():
+    def shapes(network, x):
+        return sum(network(x[: 2 + k // 4] * k).sum() for k in range(8))
+
+    def kinds(network, x):
+        return sum((network(x + k).sum() if k % 2 else network((x + k).float().double()).sum()) for k in range(8))
+
+    assert calls(graph_of(Calls(shapes), torch.randn(5, 3))) == 2 * 2
+    assert calls(graph_of(Calls(kinds), torch.randn(5, 3))) == 2
+
+
+def test_what_cannot_be_mapped_stays():
+    """`torch.vmap` would loop over the lanes with a warning."""
+
+    def counts(network, x):
+        return sum(y.sum() + torch.histc(y.detach(), 3).max() for y in (network(x + k) for k in range(6)))
+
+    assert calls(graph_of(Calls(counts), torch.randn(5, 3))) == 6 * 2
+
+
+def test_importance_weights_of_a_pyro_pair_call_each_network_once():
+    """`RenyiELBO` runs model and guide for each particle."""
+    torch.manual_seed(0)
+    decoder, encoder = nn.Linear(2, 5), nn.Linear(5, 2)
+
+    def model(x):
+        pyro.module("decoder", decoder)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(encoder(x), 0.5).to_event(1))
+
+    theirs, x = pyro.infer.RenyiELBO(0.0, 6), torch.randn(4, 5)
+    loss = PairLoss(model, guide, theirs, backend="eager")
+    torch.manual_seed(1)
+    expected = theirs.loss_and_grads(model, guide, x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(loss(x).item(), expected)
+    (graph,) = loss._graphs.values()
+    assert calls(graph) == 2
+
+
+@pytest.mark.parametrize("use", [of_scaled, of_pieces, with_broadcasts])
+def test_machine_code_of_joined_calls_is_the_same(use):
+    module, x = Calls(use), torch.randn(8, 3)
+    compiled = optimized(export(module, (x,), dynamic=False))
+    for run in (module, compiled):
+        run(x).backward()
+    found = [parameter.grad for parameter in module.parameters()]
+    module.zero_grad()
+    (2 * module(x)).backward()
+    torch.testing.assert_close(found, [parameter.grad for parameter in module.parameters()], rtol=1e-9, atol=1e-9)
