@@ -132,6 +132,24 @@ def test_dropout_draws_what_it_drew():
     assert calls(graph_of(Calls(dropped), torch.randn(5, 3))) == 2  # before the draws, and after
 
 
+def test_dropout_that_draws_nothing_is_no_draw():
+    def whole(network, x):
+        first, middle, last = network
+        return sum(last(F.dropout(F.dropout(middle(first(x + k)), 0.0), 0.5, training=False)).sum() for k in range(6))
+
+    assert calls(graph_of(Calls(whole), torch.randn(5, 3))) == 2
+
+
+def test_a_graph_with_convolutions_stays():
+    """Joined, they are slower on a CPU."""
+    convolution = nn.Conv1d(3, 3, 1)
+
+    def both(network, x):
+        return sum(network(x + k).sum() for k in range(6)) + convolution(x.T).sum()
+
+    assert calls(graph_of(Calls(both), torch.randn(5, 3))) == 6 * 2
+
+
 def test_at_most_two_calls_are_left_out():
     def ends(network, x):
         y = [network(x + k) for k in range(7)]
