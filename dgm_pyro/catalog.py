@@ -7,6 +7,7 @@ and points in the plane. A swap may be a name or an object.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -1194,6 +1195,11 @@ class _WithoutMemory(TorchFunctionMode):
 
 # A program in its own units, these units, and q(y | x) where a label has to be inferred.
 _MadeProgram = tuple[Program, Units | None, Categorical | None]
+
+
+def option_names() -> list[str]:
+    """Names of the options of `build`."""
+    return [name for name in inspect.signature(build).parameters if name not in ("model", "data")]
 
 
 def _num_parameters(make: Callable[[], _MadeProgram]) -> int:

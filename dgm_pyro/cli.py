@@ -295,9 +295,9 @@ def _settings(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def _names_to_set() -> list[str]:
-    from dgm_pyro.catalog import build
+    from dgm_pyro.catalog import option_names
 
-    return [name for name in inspect.signature(build).parameters if name not in ("model", "data", "labeled")]
+    return [name for name in option_names() if name != "labeled"]
 
 
 def _name_and_values(text: str) -> tuple[str, Sequence[Any]]:

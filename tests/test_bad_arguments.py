@@ -844,8 +844,8 @@ CALLS = {
     ),
     "networks.DenoisingUNet": Call(
         dict(event_shape=(1, 4, 4), channels=(8,), num_parameters=1, dropout=0.1, max_frequency=30.0,
-             heads=2, fourier=(7, 8)),
-        {"heads": COUNT[1:], "fourier": [None, 3, "x", (0.5,)]},
+             heads=2, fourier=(7, 8), patch_size=2),
+        {"heads": COUNT[1:], "fourier": [None, 3, "x", (0.5,)], "patch_size": COUNT},
     ),
     "networks.DenoisingTransformer": Call(
         dict(event_shape=(1, 4, 4), patch_size=2, width=8, layers=1, heads=2, num_parameters=1, dropout=0.1,

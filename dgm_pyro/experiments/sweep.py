@@ -29,7 +29,7 @@ from tqdm import tqdm
 import dgm_pyro.checkpoint as checkpoint
 import dgm_pyro.files as files
 import dgm_pyro.old_names as old_names
-from dgm_pyro.catalog import build
+from dgm_pyro.catalog import build, option_names
 from dgm_pyro.checks import check_choice, check_count, check_path, check_type, find_device
 from dgm_pyro.data import Data
 from dgm_pyro.evaluation import Evidence, evaluate
@@ -48,7 +48,8 @@ __all__ = ["Cell", "Comparison", "Options", "Row", "Sweep", "compare", "sweep"]
 
 AXES = ("prior", "encoder", "likelihood", "objective")
 VARIED = sorted(
-    {*option_types(), "hidden", "latent_size", "network", "predict"} - {"seed", "device", "checkpoint_minutes"}
+    {*option_types(), *option_names()}
+    - {"seed", "device", "checkpoint_minutes", "labeled", "standardize", "columns", *AXES}
 )
 """Options, other than the axes, whose values a sweep can vary."""
 
@@ -185,7 +186,7 @@ def sweep(
         prior, encoder, likelihood, objective: names in `dgm_pyro.catalog` and `dgm_pyro.objectives`; empty for the
             model's default.
         vary: values of further options, by name: training options, such as ``{"lr": [1e-3, 3e-3]}``, and options of
-            `dgm.build`, such as ``{"hidden": [(64,), (256, 256)]}``.
+            `dgm.build`, such as ``{"hidden": [(64,), (256, 256)]}``. An option with one value holds for all cells.
         seeds: number of seeds, 0 .. seeds - 1.
         jobs: number of processes; 1 trains in this process. They take turns on the GPUs, if there are any and the
             options name no device, and share the cores, unless OMP_NUM_THREADS sets the threads of each. Default that

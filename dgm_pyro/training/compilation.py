@@ -555,12 +555,14 @@ def _move_constants(graph: torch.fx.GraphModule, device: torch.device | None) ->
         for node in graph.graph.find_nodes(op="call_function", target=make):
             if node.kwargs.get("device") == cpu and node.meta["val"].dim() == 0:
                 node.update_kwarg("device", device)
+                node.meta["val"] = node.meta["val"].to(device)
     for node in graph.graph.find_nodes(op="get_attr"):
         *path, name = node.target.split(".")
         owner: Any = graph.get_submodule(".".join(path))
         value = getattr(owner, name)
         if isinstance(value, Tensor) and value.device == cpu and value.dim() == 0 and not value.requires_grad:
             setattr(owner, name, value.to(device))
+            node.meta["val"] = node.meta["val"].to(device)
 
 
 class _Region(nn.Module):
@@ -694,17 +696,17 @@ def _keep_the_order_of_writes() -> None:
 def _keep_draws_apart() -> None:
     """Mend torch's compiler, which makes one draw of two calls of `randn_like` or `exponential_` with equal arguments.
 
-    The pass that joins equal operations of a graph and its gradient excepts random ones, but by a list of names. In
-    torch 2.13 that list lacks these and ten others.
+    The pass that joins equal operations of a graph and its gradient excepts random ones, by a list of names. In torch
+    2.13 the list lacks these and others.
     """
     from torch._functorch import compile_utils
 
-    class Random:
+    class RandomOperations:
         def __contains__(self, operation: Any) -> bool:
-            names: list[str] = getattr(operation, "overloads", list)()
-            return any(torch.Tag.nondeterministic_seeded in getattr(operation, name).tags for name in names)
+            overloads = operation.overloads() if isinstance(operation, torch._ops.OpOverloadPacket) else ()
+            return any(torch.Tag.nondeterministic_seeded in getattr(operation, name).tags for name in overloads)
 
-    compile_utils.rand_ops = Random()  # type: ignore[assignment]
+    compile_utils.rand_ops = RandomOperations()  # type: ignore[assignment]
     config: Any = torch.compiler.config
     config.cache_key_tag += "draws apart"
 

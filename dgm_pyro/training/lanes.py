@@ -1,11 +1,12 @@
-r"""Repeated parts of a graph as one: what a chain computes in each of its steps is computed once, for all of them.
+"""Joins the repeated parts of a graph: what all steps of a chain compute is computed once, for all of them.
 
 An unrolled diffusion states T steps, and each calls the network. Their inputs come from the guide, so no call depends
 on another. The graph then has T copies, *lanes*, of the network and of the KL, and a compiler translates every copy.
 `join_lanes` makes one part of them, which `torch.vmap` maps over the stacked inputs of all lanes.
 
 The search is that of vectorizing compilers. It starts at operations that read the same weight, and goes on to what they
-read, and to what reads them, as long as the lanes have equal operations. A *pack* is one operation of every lane.
+read, and to what reads them, as long as the operations of the lanes are isomorphic. A *pack* is one operation of every
+lane.
 
 Source: Larsen and Amarasinghe 2000, "Exploiting superword level parallelism with multimedia instruction sets".
 """
@@ -27,14 +28,15 @@ from torch._guards import detect_fake_mode
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-__all__ = ["join_lanes"]
-
-MIN_LANES = 4
+MIN_LANES = 4  # fewer copies cost the compiler little
 ENDS = 2  # lanes that may be left out, because a chain has two ends, whose terms differ
 aten = torch.ops.aten
 WEIGHTED = {aten.linear.default, aten.matmul.default}
 # Mapped over lanes they compile to slower code on a CPU: a U-Net's step takes 1.24 times as long.
-CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
+CONVOLUTIONS = {
+    *(aten.conv1d, aten.conv2d, aten.conv3d),
+    *(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d),
+}
 FRESH = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
 
 Pack = tuple[Node, ...]
@@ -43,21 +45,21 @@ Pack = tuple[Node, ...]
 def join_lanes(graph: GraphModule) -> None:
     """Join the lanes of ``graph``, in place. It computes the same, and draws the same random numbers.
 
-    A graph that writes to tensors, where order matters, or with convolutions stays as it is.
+    A graph with convolutions stays as it is, and so does one that writes to tensors, because the order of its
+    operations matters.
     """
-    parts = [part for part in graph.modules() if isinstance(part, GraphModule)]
-    if any(_writes(node) or node.target in CONVOLUTIONS for part in parts for node in part.graph.nodes):
+    if any(_writes(node) or _is_convolution(node) for node in _nodes_in(graph)):
         return
     tried: set[Node] = set()
     while seeds := _seeds(graph, tried):
         tried.update(seeds)
         lanes = _Lanes(graph, seeds)
-        lanes.grow()
-        lanes.join()
+        if lanes.grow():
+            lanes.join()
 
 
 def _seeds(graph: GraphModule, tried: set[Node]) -> Pack:
-    """The operations that read one weight, of the weight that is read most often; empty if there are too few."""
+    """The operations that read the most used weight; empty if they are fewer than `MIN_LANES`."""
     readers: dict[Hashable, list[Node]] = defaultdict(list)
     for node in graph.graph.nodes:
         if node.target in WEIGHTED and node not in tried:
@@ -72,29 +74,25 @@ class _Lanes:
     def __init__(self, graph: GraphModule, seeds: Pack):
         self.graph, self.packs, self.fewest = graph, [seeds], max(MIN_LANES, len(seeds) - ENDS)
         self.place = {node: number for number, node in enumerate(graph.graph.nodes)}
-        draws = [node for node in self.place if _draws(node)]
-        self.next_draw = dict(itertools.pairwise(draws))  # each follows the one before
-
-    @property
-    def lane_of(self) -> dict[Node, tuple[int, int]]:
-        return _lane_of(self.packs)
+        self.next_draw = dict(itertools.pairwise(node for node in self.place if _draws(node)))
 
     # -- the search ----------------------------------------------------------------------------------------------------
 
-    def grow(self) -> None:
-        """Add packs until there are no more."""
-        if not self._fits(self.packs[0], []):
-            self.packs = []
-        waiting = [*range(len(self.packs))]
+    def grow(self) -> bool:
+        """Add packs until there are no more; False if the operations to start from are no pack."""
+        if not self._can_pack(self.packs):
+            return False
+        waiting = [0]
         while waiting:
             number = waiting.pop()
             for lanes, pack in [*self._read_by(self.packs[number]), *self._readers_of(self.packs[number])]:
-                packs = [tuple(known[i] for i in lanes) for known in self.packs]
-                if len(lanes) >= self.fewest and self._fits(pack, packs):
+                packs = [*(tuple(known[i] for i in lanes) for known in self.packs), pack]
+                if len(lanes) >= self.fewest and self._can_pack(packs):
                     left_out = len(lanes) < len(self.packs[0])  # what did not fit with them may fit without
-                    self.packs = [*packs, pack]
-                    waiting = [*range(len(self.packs))] if left_out else [*waiting, number, len(packs)]
+                    self.packs = packs
+                    waiting = [*range(len(packs))] if left_out else [*waiting, number, len(packs) - 1]
                     break
+        return True
 
     def _read_by(self, pack: Pack) -> Iterator[tuple[Sequence[int], Pack]]:
         for read in _columns(pack):
@@ -103,7 +101,7 @@ class _Lanes:
 
     def _readers_of(self, pack: Pack) -> Iterator[tuple[Sequence[int], Pack]]:
         """Readers of the same kind, in the order of the graph, with the lanes that have one."""
-        known, alike = self.lane_of, defaultdict[Hashable, dict[int, Node]](dict)
+        known, alike = _lane_of(self.packs), defaultdict[Hashable, dict[int, Node]](dict)
         for lane, node in enumerate(pack):
             counts: Counter[Hashable] = Counter()
             for reader in sorted((user for user in node.users if user not in known), key=self.place.__getitem__):
@@ -113,20 +111,19 @@ class _Lanes:
         for readers in alike.values():
             yield [*readers], tuple(readers.values())
 
-    def _fits(self, pack: Pack, packs: list[Pack]) -> bool:
-        """Whether ``pack`` is one operation on equal or on stacked inputs, and no lane reads another."""
-        lane_of = _lane_of([*packs, pack])
+    def _can_pack(self, packs: list[Pack]) -> bool:
+        """Whether the last pack is one operation, all packs read equal or stacked inputs, and no lane reads another."""
+        lane_of, last = _lane_of(packs), packs[-1]
         return (
-            len(lane_of) == len(pack) * (len(packs) + 1)  # no operation twice
-            and len({_kind(node) for node in pack}) == 1
-            and all(_is_pure(node) for node in pack)
-            and all(lane_of.get(user, (0, i))[1] == i for i, node in enumerate(pack) for user in node.users)
-            and all(_is_aligned(read, lane_of) or _is_input(read, lane_of) for read in _columns(pack))
-            and self._is_independent([*packs, pack])
+            len(lane_of) == len(last) * len(packs)  # no operation twice
+            and len({_kind(node) for node in last}) == 1
+            and all(_is_pure(node) for node in last)
+            and all(_is_aligned(read, lane_of) or _is_input(read, lane_of) for pack in packs for read in _columns(pack))
+            and self._is_independent(packs)
         )
 
     def _is_independent(self, packs: list[Pack]) -> bool:
-        """Whether no way leads from a lane over other operations to a lane."""
+        """Whether no path leaves the lanes and returns."""
         inside = {node for pack in packs for node in pack}
         end = max(self.place[node] for node in inside)
         reached = {user for node in inside for user in node.users} - inside
@@ -146,34 +143,28 @@ class _Lanes:
 
     def join(self) -> None:
         """Replace the lanes by one part that is mapped over them, unless an operation cannot be mapped."""
-        known = self.lane_of
-        outputs = [pack for pack in self.packs if any(user not in known for node in pack for user in node.users)]
+        lane_of = _lane_of(self.packs)
         packs = sorted(self.packs, key=lambda pack: self.place[pack[0]])
-        inputs = [*dict.fromkeys(read for pack in packs for read in _columns(pack) if read[0] not in known)]
-        stacked = [len(set(read)) > 1 for read in inputs]
-
-        part = torch.fx.Graph()
-        made: dict[Pack, Node] = {read: part.placeholder(f"input_{i}") for i, read in enumerate(inputs)}
-        for pack in packs:
-            made[pack] = _copy(pack[0], part, [made[read] for read in _columns(pack)])
-        part.output(tuple(made[pack] for pack in outputs))
-        mapped = _Mapped(GraphModule(nn.Module(), part), stacked)
-        tensors = all(isinstance(pack[0].meta["val"], Tensor) for pack in outputs)
-        if not outputs or not tensors or not mapped.runs_on([[node.meta["val"] for node in read] for read in inputs]):
+        read_outside = [any(user not in lane_of for node in pack for user in node.users) for pack in packs]
+        outputs = {number: pack for number, pack in enumerate(packs) if read_outside[number]}
+        inputs = [*dict.fromkeys(read for pack in packs for read in _columns(pack) if read[0] not in lane_of)]
+        mapped = _Mapped(packs, inputs)
+        tensors = all(isinstance(pack[0].meta["val"], Tensor) for pack in outputs.values())
+        if not outputs or not tensors or not mapped.gives(packs, inputs):
             return
 
         graph, name = self.graph.graph, f"lanes_{len([*self.graph.children()])}"
         self.graph.add_submodule(name, mapped)
         with graph.inserting_before(graph.output_node()):
-            arguments = [self._stack(read) if many else read[0] for read, many in zip(inputs, stacked, strict=True)]
+            arguments = [self._stack(read) if len(set(read)) > 1 else read[0] for read in inputs]
             results = graph.call_module(name, tuple(arguments))
-            for number, pack in enumerate(outputs):
+            for number, pack in outputs.items():
                 stack = graph.call_function(operator.getitem, (results, number))
                 lanes = graph.call_function(aten.unbind.int, (stack,))
                 for lane, node in enumerate(pack):
                     result = graph.call_function(operator.getitem, (lanes, lane))
                     result.meta = node.meta
-                    node.replace_all_uses_with(result, lambda user: user not in known)
+                    node.replace_all_uses_with(result, lambda user: user not in lane_of)
         for pack in reversed(packs):
             for node in pack:
                 graph.erase_node(node)
@@ -183,45 +174,47 @@ class _Lanes:
     def _stack(self, read: Pack) -> Node:
         """The nodes stacked; numbers become one constant."""
         graph, value = self.graph.graph, read[0].meta["val"]
-        if any(node.target is not aten.full.default or isinstance(node.args[1], Node) for node in read):
+        numbers = all(node.target is aten.full.default and not isinstance(node.args[1], Node) for node in read)
+        if not numbers or any(not isinstance(size, int) or size != 1 for size in value.shape):
             return graph.call_function(aten.stack.default, ([*read],))
-        numbers = torch.tensor([node.args[1] for node in read], dtype=value.dtype, device=value.device)
-        shape = (len(read), *value.shape)
         name = f"numbers_{len([*self.graph.buffers(recurse=False)])}"
-        self.graph.register_buffer(
-            name, numbers.reshape(-1, *[1] * value.dim()).expand(shape).clone(), persistent=False
-        )
+        constant = torch.tensor([node.args[1] for node in read], dtype=value.dtype, device=value.device)
+        self.graph.register_buffer(name, constant.reshape(-1, *value.shape), persistent=False)
         return graph.get_attr(name)
 
 
 class _Mapped(nn.Module):
-    """A part of a graph, mapped over the first dimension of the arguments that are stacked."""
+    """The operations of the first lane, mapped over the inputs of all lanes; it returns the results of every pack."""
 
-    def __init__(self, part: GraphModule, stacked: Sequence[bool]):
+    def __init__(self, packs: Sequence[Pack], inputs: Sequence[Pack]):
         super().__init__()
-        self.part, self.stacked = part, tuple(stacked)
+        part = torch.fx.Graph()
+        made: dict[Pack, Node] = {read: part.placeholder(f"input_{i}") for i, read in enumerate(inputs)}
+        for pack in packs:
+            made[pack] = _copy(pack[0], part, [made[read] for read in _columns(pack)])
+        part.output(tuple(made[pack] for pack in packs))
+        self.part = GraphModule(nn.Module(), part)
+        self.in_dims = tuple(0 if len(set(read)) > 1 else None for read in inputs)
 
     def forward(self, *args: Any) -> Any:
-        return torch.vmap(self.part, in_dims=tuple(0 if many else None for many in self.stacked))(*args)
+        return torch.vmap(self.part, in_dims=self.in_dims)(*args)
 
-    def runs_on(self, inputs: Sequence[Sequence[Any]]) -> bool:
-        """Whether every operation can be mapped, tried on tensors without values, one or one for each lane."""
+    def gives(self, packs: Sequence[Pack], inputs: Sequence[Pack]) -> bool:
+        """Whether every operation can be mapped to results of the same kinds, tried on tensors without values."""
+        values = [[node.meta["val"] for node in read] for read in inputs]
         functorch: Any = torch._C._functorch
         enabled = functorch._is_vmap_fallback_enabled()
-        functorch._set_vmap_fallback_enabled(False)
+        functorch._set_vmap_fallback_enabled(False)  # it would loop over the lanes, with a warning
         try:
-            with detect_fake_mode(inputs) or nullcontext():
-                self(
-                    *(
-                        torch.stack([*each]) if many else each[0]
-                        for each, many in zip(inputs, self.stacked, strict=True)
-                    )
-                )
-            return True
-        except Exception:
+            with detect_fake_mode(values) or nullcontext():
+                stacked = zip(values, self.in_dims, strict=True)
+                results = self(*(each[0] if dim is None else torch.stack(each) for each, dim in stacked))
+        except Exception:  # of whatever kind, the graph without lanes is right
             return False
         finally:
             functorch._set_vmap_fallback_enabled(enabled)
+        lanes = [pytree.tree_map_only(Tensor, lambda all: all[0], result) for result in results]
+        return all(_kind_of(lane) == _kind_of(pack[0].meta["val"]) for lane, pack in zip(lanes, packs, strict=True))
 
 
 def _sort(graph: GraphModule, place: dict[Node, int], next_draw: dict[Node, Node]) -> None:
@@ -246,7 +239,7 @@ def _sort(graph: GraphModule, place: dict[Node, int], next_draw: dict[Node, Node
                 heapq.heappush(ready, (keys[reader], reader))
 
 
-# -- single nodes ------------------------------------------------------------------------------------------------------
+# -- single nodes, and packs -------------------------------------------------------------------------------------------
 
 
 def _reads(node: Node) -> list[Node]:
@@ -264,17 +257,17 @@ def _copy(node: Node, graph: torch.fx.Graph, reads: Sequence[Node]) -> Node:
 
 
 def _kind(node: Node) -> Hashable:
-    """What equal operations have in common: the function, all arguments but nodes, and the result's kind."""
+    """What isomorphic operations have in common: the function, all arguments but nodes, and the kind of the result."""
     leaves, structure = pytree.tree_flatten((node.args, node.kwargs))
     constants = [Node if isinstance(leaf, Node) else (type(leaf), repr(leaf)) for leaf in leaves]
-    return node.op, node.target, str(structure), tuple(constants), _kind_of_value(node)
+    return node.op, node.target, str(structure), tuple(constants), _kind_of(node.meta.get("val"))
 
 
-def _kind_of_value(node: Node) -> str:
-    def kind(value: Any) -> Any:
-        return (value.dtype, value.shape, value.device) if isinstance(value, Tensor) else value
+def _kind_of(value: Any) -> str:
+    def kind(leaf: Any) -> Any:
+        return (leaf.dtype, leaf.shape, leaf.device) if isinstance(leaf, Tensor) else leaf
 
-    return str(pytree.tree_map(kind, node.meta.get("val")))
+    return str(pytree.tree_leaves(pytree.tree_map(kind, value)))
 
 
 def _columns(pack: Pack) -> list[Pack]:
@@ -297,8 +290,9 @@ def _is_input(read: Pack, lane_of: dict[Node, tuple[int, int]]) -> bool:
     """Whether all lanes read the same, or tensors that can be stacked."""
     if any(node in lane_of for node in read):
         return False
-    tensors = all(isinstance(node.meta.get("val"), Tensor) for node in read)
-    return len(set(read)) == 1 or (tensors and len({_kind_of_value(node) for node in read}) == 1)
+    values = [node.meta.get("val") for node in read]
+    tensors = all(isinstance(value, Tensor) for value in values)
+    return len(set(read)) == 1 or (tensors and len({_kind_of(value) for value in values}) == 1)
 
 
 def _is_pure(node: Node) -> bool:
@@ -317,18 +311,29 @@ def _is_pure(node: Node) -> bool:
 
 
 def _draws(node: Node) -> bool:
-    """Whether random numbers may be drawn. A part of its own, such as one under autocast, may draw some."""
+    """Whether random numbers are drawn."""
+    if node.op == "call_module":
+        owner: Any = node.graph.owning_module
+        return any(map(_draws, _nodes_in(owner.get_submodule(node.target))))
     if node.target is aten.dropout.default and not (node.args[1] and node.args[2]):
         return False
     random = torch.Tag.nondeterministic_seeded
-    return node.op == "call_module" or (isinstance(node.target, torch._ops.OpOverload) and random in node.target.tags)
+    return isinstance(node.target, torch._ops.OpOverload) and random in node.target.tags
 
 
 def _writes(node: Node) -> bool:
-    """Whether the operation changes values that another can read."""
+    """Whether the operation changes a tensor that another can read."""
     if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
         return False
-    if node.target is aten.detach_.default:
-        return False
     memory: Any = node.args[0]
-    return not (_draws(node) and memory.target in FRESH and len(memory.users) == 1)
+    fresh = node.target is aten.detach_.default or (_draws(node) and memory.target in FRESH)
+    return not (fresh and len(memory.users) == 1)
+
+
+def _is_convolution(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target.overloadpacket in CONVOLUTIONS
+
+
+def _nodes_in(module: nn.Module) -> list[Node]:
+    """The nodes of all graphs in a module."""
+    return [node for part in module.modules() if isinstance(part, GraphModule) for node in part.graph.nodes]

@@ -367,8 +367,9 @@ def test_any_option_is_swept(tmp_path, capsys):
         ("lr", "--vary must be NAME=VALUE"),
         ("lr=fast", "lr must be a number above 0, got 'fast'"),
         ("optimizer=Adam,Adm", "got 'Adm'"),
+        ("grid=(4,4),(8,8)", "grid needs images"),
     ):
-        assert cli.main(["sweep", "vae", "--vary", wrong, "--out", str(tmp_path / "w")]) == 1
+        assert cli.main(["sweep", "vae", "--data", "moons", "--vary", wrong, "--out", str(tmp_path / "w")]) == 1
         assert message in capsys.readouterr().err
     assert not (tmp_path / "w").exists()
 
