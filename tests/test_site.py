@@ -21,7 +21,7 @@ NO_REFERENCE = {
         for name in ("checks", "families.transforms", "files", "guesses", "old_names", "published", "sources")
     ),  # helpers
     *(f"dgm_pyro.diagnosis.{name}" for name in ("loss", "messages", "reach", "supports")),
-    *(f"dgm_pyro.training.{name}" for name in ("cuda_graph", "optimizers", "step")),
+    *(f"dgm_pyro.training.{name}" for name in ("cuda_graph", "lanes", "optimizers", "step")),
     *(f"dgm_pyro.experiments.tour.{name}" for name in ("comparison", "page", "results", "stops")),
     *(f"dgm_pyro.{name}" for name in ("experiments", "experiments.tour", "families", "training", "uses")),
 }
