@@ -1,34 +1,33 @@
-"""Samples of a diffusion of images that is conditional on the class, beside the nearest training images.
+"""Samples of a class-conditional diffusion of images, beside the training images nearest to them.
 
-    python benchmarks/image_samples.py --train train.npz --minutes 100
-    python benchmarks/image_samples.py --train train.npz --draw --guidance 1 --picture samples.png
+    python benchmarks/image_samples.py --train train.npz --steps 20000
+    python benchmarks/image_samples.py --train train.npz --draw --guidance 2 --picture samples.png
 
-The file holds ``x``, ``(N, C, H, W)``, integers of 8 bits, and the classes ``y``, ``(N,)``. The U-Net of a diffusion in
-continuous time reads patches, so a step is fast; the objective is ``edm``, which suits samples. The training is written
-to ``bench/``, from which a killed run goes on, and ``--draw`` draws without training. Samples are not selected.
+The file holds ``x``, ``(N, C, H, W)``, integers of 8 bits, and the classes ``y``, ``(N,)``. The diffusion is in
+continuous time, and its U-Net reads patches, so a step is fast. The objective ``edm`` suits samples. The training is in
+``bench/``, from which a killed run goes on; ``--draw`` draws from it again. The classes are drawn from p(y).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from image_bits import steps_in
+from image_bits import images
 from latent_diffusion import nearest
 
 import dgm_pyro as dgm
 from dgm_pyro.malloc import keep_freed_memory
 from dgm_pyro.networks import DenoisingUNet
-from dgm_pyro.training.fit import History
+from dgm_pyro.networks.mlp import to_unit
 
 
 def images_of_classes(path: str) -> dgm.Data:
-    file = np.load(path)
-    y = torch.from_numpy(file["y"].astype(np.int64))
-    return dgm.Data(torch.from_numpy(file["x"]), y=y, levels=256, name=Path(path).stem)
+    return dataclasses.replace(images(path), y=torch.from_numpy(np.load(path)["y"].astype(np.int64)))
 
 
 def diffusion_of(data: dgm.Data, channels: tuple[int, ...], patch_size: int) -> dgm.Labeled:
@@ -42,19 +41,17 @@ def diffusion_of(data: dgm.Data, channels: tuple[int, ...], patch_size: int) -> 
         heads=4,
         patch_size=patch_size,
     )
-    scale = float((data.x / 127.5).std())
+    scale = float(to_unit(data.x, data.levels).std())
     diffusion = dgm.ContinuousDiffusion(
-        data.event_shape, denoiser, levels=256, predict="edm", sigma_data=scale, label_dropout=0.1
+        data.event_shape, denoiser, levels=data.levels, predict="edm", sigma_data=scale, label_dropout=0.1
     )
     return dgm.Labeled(dgm.Categorical((), classes, learned=True), diffusion)
 
 
-def draw(path: Path, program: dgm.Labeled, train: dgm.Data, rows: int, guidance: float, seed: int, steps: int) -> None:
-    """Rows of ten samples of p(y) p(x | y), each above its nearest training images."""
-    torch.manual_seed(seed)
-    sampler = {"sampler": "heun", "num_steps": steps, "spacing": "karras"}
+def draw(path: Path, program: dgm.Labeled, train: dgm.Data, rows: int, guidance: float, num_steps: int) -> None:
+    """Rows of ten samples, each above its nearest training images."""
     start = time.process_time()
-    x = program.sample(10 * rows, guidance=guidance, **sampler)
+    x = program.sample(10 * rows, guidance=guidance, sampler="heun", num_steps=num_steps, spacing="karras")
     print({"samples": len(x), "seconds": round(time.process_time() - start)})
     shown = {}
     for number, part in enumerate(x.split(10), 1):
@@ -68,12 +65,12 @@ def draw(path: Path, program: dgm.Labeled, train: dgm.Data, rows: int, guidance:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", required=True, help="an .npz file")
-    parser.add_argument("--minutes", type=float, default=100.0, help="about how long the training takes (default: 100)")
+    parser.add_argument("--steps", type=int, default=20_000, help="of the training, of 32 images (default: 20000)")
     parser.add_argument("--channels", type=int, nargs="+", default=[64, 128, 256], help="default: 64 128 256")
     parser.add_argument("--patch-size", type=int, default=2, help="default: 2")
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate (default: 0.001)")
     parser.add_argument("--draw", action="store_true", help="draw from a trained program, in place of training")
-    parser.add_argument("--guidance", type=float, default=1.0, help="strength w, 0 for none (default: 1)")
+    parser.add_argument("--guidance", type=float, default=1.0, help="strength, 0 for none (default: 1)")
     parser.add_argument("--num-steps", type=int, default=40, help="of Heun's sampler (default: 40)")
     parser.add_argument("--rows", type=int, default=4, help="of ten samples (default: 4)")
     parser.add_argument("--picture", type=Path, default=Path("samples.png"), metavar="FILE")
@@ -87,38 +84,27 @@ def main() -> None:
         torch.manual_seed(options.seed)
         program = diffusion_of(train, tuple(options.channels), options.patch_size)
 
-        def fit(program: dgm.Program, steps: int, every: int, resume: Path | None = None) -> History:
-            return dgm.fit(
-                program,
-                train,
-                "edm",
-                gradient_steps=steps,
-                batch_size=32,
-                lr=options.lr,
-                ema=0.999,
-                seed=options.seed,
-                compile=True,
-                precision="bf16",
-                validation=None,
-                validate_every=every,
-                resume=resume,
-                progress=False,
-            )
-
-        trial = diffusion_of(train, tuple(options.channels), options.patch_size)
-        steps = steps_in(options.minutes, lambda steps, every: fit(trial, steps, every))
         start = time.process_time()
-        fit(program, steps, max(1, steps // 20), folder / "training")
-        dgm.save(program, folder)
-        print(
-            {
-                "steps": steps,
-                "seconds": round(time.process_time() - start),
-                "parameters": sum(p.numel() for p in program.parameters()),
-                "passes over the images": round(32 * steps / len(train), 1),
-            }
+        dgm.fit(
+            program,
+            train,
+            "edm",
+            gradient_steps=options.steps,
+            batch_size=32,
+            lr=options.lr,
+            ema=0.999,
+            seed=options.seed,
+            compile=True,
+            precision="bf16",
+            validation=None,
+            resume=folder / "training",
+            progress=False,
         )
-    draw(options.picture, dgm.load(folder), train, options.rows, options.guidance, options.seed, options.num_steps)
+        dgm.save(program, folder)
+        parameters = sum(p.numel() for p in program.parameters())
+        print({"seconds": round(time.process_time() - start), "parameters": parameters})
+    torch.manual_seed(options.seed)
+    draw(options.picture, dgm.load(folder), train, options.rows, options.guidance, options.num_steps)
 
 
 if __name__ == "__main__":
