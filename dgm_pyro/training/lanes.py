@@ -45,10 +45,11 @@ Pack = tuple[Node, ...]
 def join_lanes(graph: GraphModule) -> None:
     """Join the lanes of ``graph``, in place. It computes the same, and draws the same random numbers.
 
-    A graph with convolutions stays as it is, and so does one that writes to tensors, because the order of its
-    operations matters.
+    A graph with convolutions stays as it is. So does one that writes to tensors, or reads memory by strides.
     """
-    if any(_writes(node) or _is_convolution(node) for node in _nodes_in(graph)):
+    if any(
+        _writes(node) or _is_convolution(node) or node.target is aten.as_strided.default for node in _nodes_in(graph)
+    ):
         return
     tried: set[Node] = set()
     while seeds := _seeds(graph, tried):
@@ -75,6 +76,7 @@ class _Lanes:
         self.graph, self.packs, self.fewest = graph, [seeds], max(MIN_LANES, len(seeds) - ENDS)
         self.place = {node: number for number, node in enumerate(graph.graph.nodes)}
         self.next_draw = dict(itertools.pairwise(node for node in self.place if _draws(node)))
+        self.differentiated = _differentiated(graph)
 
     # -- the search ----------------------------------------------------------------------------------------------------
 
@@ -116,7 +118,7 @@ class _Lanes:
         lane_of, last = _lane_of(packs), packs[-1]
         return (
             len(lane_of) == len(last) * len(packs)  # no operation twice
-            and len({_kind(node) for node in last}) == 1
+            and len({(_kind(node), node in self.differentiated) for node in last}) == 1
             and all(_is_pure(node) for node in last)
             and all(_is_aligned(read, lane_of) or _is_input(read, lane_of) for pack in packs for read in _columns(pack))
             and self._is_independent(packs)
@@ -153,7 +155,7 @@ class _Lanes:
         if not outputs or not tensors or not mapped.gives(packs, inputs):
             return
 
-        graph, name = self.graph.graph, f"lanes_{len([*self.graph.children()])}"
+        graph, name = self.graph.graph, self._unused("lanes")
         self.graph.add_submodule(name, mapped)
         with graph.inserting_before(graph.output_node()):
             arguments = [self._stack(read) if len(set(read)) > 1 else read[0] for read in inputs]
@@ -177,10 +179,13 @@ class _Lanes:
         numbers = all(node.target is aten.full.default and not isinstance(node.args[1], Node) for node in read)
         if not numbers or any(not isinstance(size, int) or size != 1 for size in value.shape):
             return graph.call_function(aten.stack.default, ([*read],))
-        name = f"numbers_{len([*self.graph.buffers(recurse=False)])}"
+        name = self._unused("numbers")
         constant = torch.tensor([node.args[1] for node in read], dtype=value.dtype, device=value.device)
         self.graph.register_buffer(name, constant.reshape(-1, *value.shape), persistent=False)
         return graph.get_attr(name)
+
+    def _unused(self, name: str) -> str:
+        return next(each for each in (f"{name}_{i}" for i in itertools.count()) if not hasattr(self.graph, each))
 
 
 class _Mapped(nn.Module):
@@ -202,17 +207,21 @@ class _Mapped(nn.Module):
     def gives(self, packs: Sequence[Pack], inputs: Sequence[Pack]) -> bool:
         """Whether every operation can be mapped to results of the same kinds, tried on tensors without values."""
         values = [[node.meta["val"] for node in read] for read in inputs]
+        mode: Any = detect_fake_mode(values)
+        sizes = None if mode is None else mode.shape_env
         functorch: Any = torch._C._functorch
         enabled = functorch._is_vmap_fallback_enabled()
         functorch._set_vmap_fallback_enabled(False)  # it would loop over the lanes, with a warning
         try:
-            with detect_fake_mode(values) or nullcontext():
+            with mode or nullcontext():
                 stacked = zip(values, self.in_dims, strict=True)
                 results = self(*(each[0] if dim is None else torch.stack(each) for each, dim in stacked))
         except Exception:  # of whatever kind, the graph without lanes is right
             return False
         finally:
             functorch._set_vmap_fallback_enabled(enabled)
+        if sizes is not None and sizes.guards:  # it would be compiled anew for each number of data
+            return False
         lanes = [pytree.tree_map_only(Tensor, lambda all: all[0], result) for result in results]
         return all(_kind_of(lane) == _kind_of(pack[0].meta["val"]) for lane, pack in zip(lanes, packs, strict=True))
 
@@ -237,6 +246,19 @@ def _sort(graph: GraphModule, place: dict[Node, int], next_draw: dict[Node, Node
             missing[reader] -= 1
             if missing[reader] == 0:
                 heapq.heappush(ready, (keys[reader], reader))
+
+
+def _differentiated(graph: GraphModule) -> set[Node]:
+    """The nodes that the output depends on, other than through `detach`."""
+    waiting: list[Node] = [graph.graph.output_node()]
+    found = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node.target is not aten.detach.default:
+            new = set(node.all_input_nodes) - found
+            found |= new
+            waiting += new
+    return found
 
 
 # -- single nodes, and packs -------------------------------------------------------------------------------------------
@@ -265,7 +287,8 @@ def _kind(node: Node) -> Hashable:
 
 def _kind_of(value: Any) -> str:
     def kind(leaf: Any) -> Any:
-        return (leaf.dtype, leaf.shape, leaf.device) if isinstance(leaf, Tensor) else leaf
+        # Draws like a tensor, and views of it, depend on its strides.
+        return (leaf.dtype, leaf.shape, leaf.stride(), leaf.device) if isinstance(leaf, Tensor) else leaf
 
     return str(pytree.tree_leaves(pytree.tree_map(kind, value)))
 
