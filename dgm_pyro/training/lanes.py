@@ -38,6 +38,9 @@ CONVOLUTIONS = {
     *(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d),
 }
 FRESH = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
+# Lanes of fresh memory would be views of one tensor, which draws write to. The gradient of a mapped embedding ignores
+# the padding index of all lanes but one.
+APART = {*FRESH, aten.embedding.default}
 
 Pack = tuple[Node, ...]
 
@@ -322,6 +325,8 @@ def _is_pure(node: Node) -> bool:
     """Whether the operation is a function of its inputs alone, with a result that lanes can have."""
     if not isinstance(node.target, torch._ops.OpOverload):
         return node.target is operator.getitem
+    if node.target in APART:
+        return False
     schema = node.target._schema
     # A size in the place of a tensor, x * len(x), cannot be mapped.
     numbers = any(
@@ -334,7 +339,9 @@ def _is_pure(node: Node) -> bool:
 
 
 def _draws(node: Node) -> bool:
-    """Whether random numbers are drawn."""
+    """Whether random numbers may be drawn; the branches of an operator such as `torch.cond` may draw some."""
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return True
     if node.op == "call_module":
         owner: Any = node.graph.owning_module
         return any(map(_draws, _nodes_in(owner.get_submodule(node.target))))
@@ -349,8 +356,8 @@ def _writes(node: Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
         return False
     memory: Any = node.args[0]
-    fresh = node.target is aten.detach_.default or (_draws(node) and memory.target in FRESH)
-    return not (fresh and len(memory.users) == 1)
+    constant = node.target is aten.detach_.default and memory.target is aten.lift_fresh_copy.default
+    return not ((constant or (_draws(node) and memory.target in FRESH)) and len(memory.users) == 1)
 
 
 def _is_convolution(node: Node) -> bool:

@@ -222,6 +222,42 @@ def test_one_graph_serves_all_numbers_of_data(use):
     assert len(compiled) <= 2  # for the first, and for all others
 
 
+def fresh_draws_like_the_result(network, x):
+    total = 0.0
+    for k in range(6):
+        y = network(x + k)
+        total = total + (torch.empty_like(y).normal_() * y).sum()
+    return total
+
+
+def embeddings_with_padding(network, x):
+    index, total = torch.tensor([0, 1, 2, 0, 1]), 0.0
+    for k in range(6):
+        rows = (index + k) % 5
+        total = total + (F.embedding(rows, network(x + k), padding_idx=0).sin() * (k + 1)).sum()
+    return total
+
+
+def draws_in_branches(network, x):
+    total = 0.0
+    for k in range(6):
+        noise, y = torch.rand_like(x), network(x + k)
+        branch = torch.cond(y.sum() > 0, lambda x: torch.rand_like(x), lambda x: -torch.rand_like(x), (x,))
+        total = total + (branch * noise * y).sum()
+    return total
+
+
+def detached_results(network, x):
+    return sum((network(x + k).detach_() * network(x * k)).sum() for k in range(6))
+
+
+@pytest.mark.parametrize(
+    "use", [fresh_draws_like_the_result, embeddings_with_padding, draws_in_branches, detached_results]
+)
+def test_operations_that_lanes_cannot_share_are_the_same(use):
+    graph_of(Calls(use), torch.randn(5, 3))
+
+
 def test_dropout_draws_what_it_drew():
     def dropped(network, x):
         first, middle, last = network
