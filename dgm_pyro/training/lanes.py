@@ -17,7 +17,7 @@ import heapq
 import itertools
 import operator
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -76,79 +76,104 @@ class _Lanes:
     """The packs found so far; the operation ``packs[k][i]`` belongs to lane i."""
 
     def __init__(self, graph: GraphModule, seeds: Pack):
-        self.graph, self.packs, self.fewest = graph, [seeds], max(MIN_LANES, len(seeds) - ENDS)
+        self.graph, self.seeds, self.fewest = graph, seeds, max(MIN_LANES, len(seeds) - ENDS)
         self.place = {node: number for number, node in enumerate(graph.graph.nodes)}
         self.next_draw = dict(itertools.pairwise(node for node in self.place if _draws(node)))
         self.differentiated = _differentiated(graph)
+        self._set([])
+
+    def _set(self, packs: list[Pack]) -> None:
+        self.packs = packs
+        self.lane_of = {node: (k, i) for k, pack in enumerate(packs) for i, node in enumerate(pack)}
+        self.after = set[Node]()  # what depends on the lanes
+        self.after |= self._after(self.lane_of)
 
     # -- the search ----------------------------------------------------------------------------------------------------
 
     def grow(self) -> bool:
         """Add packs until there are no more; False if the operations to start from are no pack."""
-        if not self._can_pack(self.packs):
+        if not self._is_pack(self.seeds) or not self._add(self.seeds):
             return False
         waiting = [0]
         while waiting:
             number = waiting.pop()
             for lanes, pack in [*self._read_by(self.packs[number]), *self._readers_of(self.packs[number])]:
-                packs = [*(tuple(known[i] for i in lanes) for known in self.packs), pack]
-                if len(lanes) >= self.fewest and self._can_pack(packs):
-                    left_out = len(lanes) < len(self.packs[0])  # what did not fit with them may fit without
-                    self.packs = packs
-                    waiting = [*range(len(packs))] if left_out else [*waiting, number, len(packs) - 1]
+                if len(lanes) < self.fewest or not self._is_pack(pack):
+                    continue
+                before = self.packs
+                left_out = len(lanes) < len(before[0])
+                if left_out:
+                    self._set([tuple(known[i] for i in lanes) for known in before])
+                if self._add(pack):  # what did not fit with the lanes left out may fit without
+                    waiting = [*range(len(self.packs))] if left_out else [*waiting, number, len(self.packs) - 1]
                     break
+                if left_out:
+                    self._set(before)
         return True
 
     def _read_by(self, pack: Pack) -> Iterator[tuple[Sequence[int], Pack]]:
         for read in _columns(pack):
-            if len(set(read)) == len(read):
-                yield range(len(pack)), read
+            yield range(len(pack)), read
 
     def _readers_of(self, pack: Pack) -> Iterator[tuple[Sequence[int], Pack]]:
         """Readers of the same kind, in the order of the graph, with the lanes that have one."""
-        known, alike = _lane_of(self.packs), defaultdict[Hashable, dict[int, Node]](dict)
+        alike = defaultdict[Hashable, dict[int, Node]](dict)
         for lane, node in enumerate(pack):
             counts: Counter[Hashable] = Counter()
-            for reader in sorted((user for user in node.users if user not in known), key=self.place.__getitem__):
+            for reader in sorted((user for user in node.users if user not in self.lane_of), key=self.place.__getitem__):
                 kind = (_kind(reader), tuple(read is node for read in _reads(reader)))
                 alike[kind, counts[kind]][lane] = reader
                 counts[kind] += 1
         for readers in alike.values():
             yield [*readers], tuple(readers.values())
 
-    def _can_pack(self, packs: list[Pack]) -> bool:
-        """Whether the last pack is one operation, all packs read equal or stacked inputs, and no lane reads another."""
-        lane_of, last = _lane_of(packs), packs[-1]
+    def _is_pack(self, nodes: Pack) -> bool:
+        """Whether the nodes are one operation, and none is in a lane."""
         return (
-            len(lane_of) == len(last) * len(packs)  # no operation twice
-            and len({(_kind(node), node in self.differentiated) for node in last}) == 1
-            and all(_is_pure(node) for node in last)
-            and all(_is_aligned(read, lane_of) or _is_input(read, lane_of) for pack in packs for read in _columns(pack))
-            and self._is_independent(packs)
+            len(set(nodes)) == len(nodes)
+            and self.lane_of.keys().isdisjoint(nodes)
+            and len({(_kind(node), node in self.differentiated) for node in nodes}) == 1
+            and all(map(_is_pure, nodes))
         )
 
-    def _is_independent(self, packs: list[Pack]) -> bool:
-        """Whether no path leaves the lanes and returns."""
-        inside = {node for pack in packs for node in pack}
-        end = max(self.place[node] for node in inside)
-        reached = {user for node in inside for user in node.users} - inside
-        waiting = [*reached]
+    def _add(self, pack: Pack) -> bool:
+        """Add a pack, if all packs then read equal or stacked inputs, and no path leaves the lanes and returns."""
+        packs = [*self.packs, pack]
+        self.lane_of.update((node, (len(self.packs), i)) for i, node in enumerate(pack))
+        changed = {self.lane_of[user][0] for node in pack for user in node.users if user in self.lane_of}
+        reads = [read for number in (len(self.packs), *changed) for read in _columns(packs[number])]
+        after = self._after(pack)
+        fits = (
+            all(_is_aligned(read, self.lane_of) or _is_input(read, self.lane_of) for read in reads)
+            and self.after.isdisjoint(node for read in _columns(pack) for node in read)
+            and self.lane_of.keys().isdisjoint(after)
+        )
+        if fits:
+            self.packs = packs
+            self.after |= after
+            self.after.difference_update(pack)
+        else:
+            for node in pack:
+                del self.lane_of[node]
+        return fits
+
+    def _after(self, nodes: Iterable[Node]) -> set[Node]:
+        """What depends on ``nodes`` and was not known to, through no lane. A lane among it reads what left the lanes."""
+        waiting = [user for node in nodes for user in node.users if user not in self.lane_of]
+        found = set[Node]()
         while waiting:
             node = waiting.pop()
-            readers = [*node.users, *([self.next_draw[node]] if node in self.next_draw else [])]
-            for user in readers:
-                if user in inside:
-                    return False
-                if user not in reached and self.place[user] < end:
-                    reached.add(user)
-                    waiting.append(user)
-        return True
+            if node not in found and node not in self.after:
+                found.add(node)
+                if node not in self.lane_of:
+                    waiting += [*node.users, *([self.next_draw[node]] if node in self.next_draw else [])]
+        return found
 
     # -- the result ----------------------------------------------------------------------------------------------------
 
     def join(self) -> None:
         """Replace the lanes by one part that is mapped over them, unless an operation cannot be mapped."""
-        lane_of = _lane_of(self.packs)
+        lane_of = self.lane_of
         packs = sorted(self.packs, key=lambda pack: self.place[pack[0]])
         read_outside = [any(user not in lane_of for node in pack for user in node.users) for pack in packs]
         outputs = {number: pack for number, pack in enumerate(packs) if read_outside[number]}
@@ -299,11 +324,6 @@ def _kind_of(value: Any) -> str:
 def _columns(pack: Pack) -> list[Pack]:
     """What the operations of a pack read, by the place among their arguments."""
     return [*zip(*map(_reads, pack), strict=True)]
-
-
-def _lane_of(packs: Sequence[Pack]) -> dict[Node, tuple[int, int]]:
-    """The pack and the lane of each operation."""
-    return {node: (k, i) for k, pack in enumerate(packs) for i, node in enumerate(pack)}
 
 
 def _is_aligned(read: Pack, lane_of: dict[Node, tuple[int, int]]) -> bool:
