@@ -158,7 +158,7 @@ class _Lanes:
         return fits
 
     def _after(self, nodes: Iterable[Node]) -> set[Node]:
-        """What depends on ``nodes`` and was not known to, through no lane. A lane among it reads what left the lanes."""
+        """What depends on ``nodes`` through no lane, and was not known to. A lane in it reads what left the lanes."""
         waiting = [user for node in nodes for user in node.users if user not in self.lane_of]
         found = set[Node]()
         while waiting:
