@@ -109,7 +109,7 @@ def _pyro_elbo(objective: Any) -> Any:
     if isinstance(objective, ELBO) and objective.beta == 1.0 and not objective.leave_one_out:
         return (TraceMeanField_ELBO if objective.analytic_kl else Trace_ELBO)(objective.num_samples)
     if isinstance(objective, IWAE) and not objective.leave_one_out:
-        return RenyiELBO(0.0, objective.num_particles)
+        return _ImportanceWeightedELBO(objective.num_particles)
     if isinstance(objective, PyroELBO) and hasattr(objective, "differentiable_loss"):
         return objective
     got = type(objective).__name__ if isinstance(objective, PyroELBO) else objective
@@ -171,7 +171,7 @@ class PairLoss(nn.Module):
 
     Args:
         model, guide: Pyro callables of the same arguments.
-        elbo: Pyro's loss: one with a ``differentiable_loss``, or `RenyiELBO` at alpha 0.
+        elbo: Pyro's loss: one with a ``differentiable_loss``.
         backend: as for `torch.compile`.
     """
 
@@ -304,7 +304,7 @@ class PairTerms(nn.Module):
                 self.elbo.loss(self.model, self.densities, *args, **kwargs)
             if said:
                 raise CompilationError(_refusal_message(type(self.elbo).__name__, said[0]))
-            if isinstance(self.elbo, RenyiELBO):
+            if isinstance(self.elbo, _ImportanceWeightedELBO):
                 self._check_weights(args, kwargs)
         self._names = {*statements.params, *statements.samples}
         return [*statements.params]
@@ -325,27 +325,30 @@ class PairTerms(nn.Module):
         stored = dict(pyro.get_param_store().named_parameters())
         instead = _SubstitutedTensors({id(stored[name]): leaf for name, leaf in leaves.items()})
         with poutine.block(), _StatedNames() as statements, instead, _without_reading_values():
-            if isinstance(self.elbo, RenyiELBO):
-                loss = self._importance_weighted(args, kwargs)
-            else:
-                loss = torch.as_tensor(self.elbo.differentiable_loss(self.model, self.densities, *args, **kwargs))
+            loss = torch.as_tensor(self.elbo.differentiable_loss(self.model, self.densities, *args, **kwargs))
         for name in {*statements.params, *statements.samples} - self._names:
             raise CompilationError(
                 f"{name!r} is stated in this run alone: the names of statements must not depend on values"
             )
         return loss
 
-    def _importance_weighted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """`RenyiELBO` at alpha 0, with its gradient; where all sites are in one plate, each of its data has weights."""
+
+class _ImportanceWeightedELBO(RenyiELBO):
+    """`RenyiELBO` at alpha 0, with a differentiable loss."""
+
+    def __init__(self, num_particles: int):
+        super().__init__(0.0, num_particles)
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, with its gradient; where all sites are in one plate, each of its data has weights."""
         log_weights = []
-        for model, guide in self.elbo._get_traces(self.model, self.densities, args, kwargs):
-            dims = get_dependent_plate_dims(model.nodes.values())
+        for p, q in self._get_traces(model, guide, args, kwargs):
+            dims = get_dependent_plate_dims(p.nodes.values())
             log_p, log_q = (
-                sum(torch_sum(trace.nodes[name]["log_prob"], dims) for name in sample_sites(trace))
-                for trace in (model, guide)
+                sum(torch_sum(trace.nodes[name]["log_prob"], dims) for name in sample_sites(trace)) for trace in (p, q)
             )
             log_weights.append(torch.as_tensor(log_p - log_q))
-        return (math.log(len(log_weights)) - torch.stack(log_weights).logsumexp(0)).sum()
+        return (math.log(self.num_particles) - torch.stack(log_weights).logsumexp(0)).sum()
 
 
 class _StatedNames(Messenger):
