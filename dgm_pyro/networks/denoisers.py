@@ -31,6 +31,7 @@ from dgm_pyro.checks import (
     check_type,
 )
 from dgm_pyro.networks.attention import SelfAttention
+from dgm_pyro.networks.convolutional import patchify, unpatchify
 from dgm_pyro.networks.mlp import InputEmbedding, activation_named
 from dgm_pyro.registry import register
 
@@ -262,7 +263,7 @@ class DenoisingUNet(Denoiser):
         if len(self.fourier) > 0:
             angles = (self.fourier * x.unsqueeze(1)).flatten(1, 2)
             x = torch.cat([x, angles.sin(), angles.cos()], 1)
-        h = self.first(F.pixel_unshuffle(x, self.patch_size))
+        h = self.first(patchify(x, self.patch_size))
         kept = []
         for i, block in enumerate(self.down):
             h = block(F.avg_pool2d(h, 2) if i > 0 else h, embedded)
@@ -272,7 +273,7 @@ class DenoisingUNet(Denoiser):
             h = self.up[i](torch.cat([h, kept[i]], 1), embedded)
             if i > 0:
                 h = F.interpolate(h, scale_factor=2.0, mode="nearest")
-        return F.pixel_shuffle(self.last(h), self.patch_size).reshape(-1, *self.out_shape)
+        return unpatchify(self.last(h), self.patch_size).reshape(-1, *self.out_shape)
 
 
 class TransformerBlock(nn.Module):
@@ -295,16 +296,6 @@ def _zero_initialized(layer: nn.Linear) -> nn.Linear:
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def patchify(x: Tensor, patch_size: int) -> Tensor:
-    """Images ``(B, C, H, W)`` as their patches, P pixels a side, row by row, ``(B, H W / P^2, C P^2)``."""
-    return F.unfold(x, patch_size, stride=patch_size).mT
-
-
-def unpatchify(patches: Tensor, patch_size: int, height: int, width: int) -> Tensor:
-    """The images ``(B, C, height, width)`` of `patchify`."""
-    return F.fold(patches.mT, (height, width), patch_size, stride=patch_size)
 
 
 def places(rows: int, columns: int, width: int) -> Tensor:
@@ -374,9 +365,10 @@ class DenoisingTransformer(Denoiser):
     def forward(self, x: Tensor, t: Tensor, given: Tensor | None = None) -> Tensor:
         """``(B, C, H, W)`` and times in [0, 1], ``(B,)``, to ``(B, C, H, W)``, P first if > 1."""
         embedded = F.silu(self.embed(t, given))
-        h = self.first(patchify(x, self.patch_size)) + self.places
+        patches = patchify(x, self.patch_size)
+        h = self.first(patches.flatten(2).mT) + self.places
         for layer in self.layers:
             h = layer(h, embedded)
         shift, scale = self.modulation(embedded).unsqueeze(1).chunk(2, -1)
-        patches = self.last(self.norm(h) * (1 + scale) + shift)
-        return unpatchify(patches, self.patch_size, *self.event_shape[1:]).reshape(-1, *self.out_shape)
+        h = self.last(self.norm(h) * (1 + scale) + shift)
+        return unpatchify(h.mT.unflatten(2, patches.shape[2:]), self.patch_size).reshape(-1, *self.out_shape)

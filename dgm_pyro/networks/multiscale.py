@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dgm_pyro.checks import check_count, check_type
 from dgm_pyro.networks.bijections import Affine, Bijection, Univariate, bounded
-from dgm_pyro.networks.convolutional import image_shape
+from dgm_pyro.networks.convolutional import image_shape, patchify, unpatchify
 from dgm_pyro.registry import register
 
 __all__ = ["LogisticMixture", "Partial", "PerPixel", "Squeeze", "squeezed"]
@@ -51,10 +51,10 @@ class Squeeze(Bijection):
         self.num_features = self.in_shape.numel()
 
     def forward(self, z: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return F.pixel_shuffle(z.reshape(-1, *self.out_shape), 2).flatten(1), z.new_zeros(z.shape[0])
+        return unpatchify(z.reshape(-1, *self.out_shape), 2).flatten(1), z.new_zeros(z.shape[0])
 
     def inverse(self, x: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return F.pixel_unshuffle(x.reshape(-1, *self.in_shape), 2).flatten(1), x.new_zeros(x.shape[0])
+        return patchify(x.reshape(-1, *self.in_shape), 2).flatten(1), x.new_zeros(x.shape[0])
 
 
 @register

@@ -8,7 +8,8 @@ from torch import nn
 
 from dgm_pyro.networks import DenoisingMLP, DenoisingTransformer, DenoisingUNet
 from dgm_pyro.networks.attention import SelfAttention
-from dgm_pyro.networks.denoisers import AttentionBlock, TimeEmbedding, TransformerBlock, patchify, places, unpatchify
+from dgm_pyro.networks.convolutional import patchify, unpatchify
+from dgm_pyro.networks.denoisers import AttentionBlock, TimeEmbedding, TransformerBlock, places
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -49,7 +50,8 @@ def test_shapes(make, num_parameters):
     network = make(num_parameters=num_parameters)
     x, t = inputs()
     assert network(x, t).shape == ((5, 1, 4, 4) if num_parameters == 1 else (5, 3, 1, 4, 4))
-    assert network(x[:1], t[:1]).shape[0] == 1
+    for number in (0, 1):
+        assert network(x[:number], t[:number]).shape == network(x, t)[:number].shape
 
 
 def test_each_datum_is_denoised_alone(make):
@@ -130,12 +132,14 @@ def test_patches_and_images_are_each_others_inverse(depth, height, across, size)
     x = torch.randn(5, depth, height, across)
     patches = patchify(x, size)
     rows, columns = height // size, across // size
-    assert patches.shape == (5, rows * columns, depth * size**2)
+    assert patches.shape == (5, depth * size**2, rows, columns)
     for row in range(rows):
         for column in range(columns):
             patch = x[:, :, row * size : (row + 1) * size, column * size : (column + 1) * size]
-            assert torch.equal(patches[:, row * columns + column], patch.flatten(1))
-    assert torch.equal(unpatchify(patches, size, height, across), x)
+            assert torch.equal(patches[:, :, row, column], patch.flatten(1))
+    assert torch.equal(unpatchify(patches, size), x)
+    assert patchify(x[:0], size).shape == patches[:0].shape
+    assert unpatchify(patches[:0], size).shape == x[:0].shape
 
 
 def test_layers_that_start_at_zero_start_as_the_identity():
@@ -197,9 +201,8 @@ def test_patches_are_the_pixels_of_a_u_net_of_lower_resolution():
     plain = DenoisingUNet((12, 4, 6), (8, 16), fourier=(1,), num_parameters=2)
     plain.load_state_dict(patched.state_dict())
     x, t = torch.randn(5, 3, 8, 12), torch.rand(5)
-    patches = patchify(x, 2).mT.reshape(5, 12, 4, 6)  # a pixel's channels: C, then the rows and columns of the patch
-    expected = plain(patches, t).reshape(5 * 2, 12, 24).mT
-    torch.testing.assert_close(patched(x, t).flatten(0, 1), unpatchify(expected, 2, 8, 12))
+    expected = plain(patchify(x, 2), t).flatten(0, 1)
+    torch.testing.assert_close(patched(x, t).flatten(0, 1), unpatchify(expected, 2))
 
 
 @pytest.mark.parametrize("event_shape", [(1, 8, 8), (3, 4, 8), (2, 12, 4)])
