@@ -511,6 +511,7 @@ def export(module: nn.Module, arguments: tuple[Any, ...], *, dynamic: bool = Tru
         graph = exported.module(check_guards=False)
         for part in _graphs_in(graph):
             _fuse_normal_draws(part)
+            _keep_bernoulli_draws(part)
             _move_constants(part, device)
             _make_modules_of_regions(part)
         for part in _graphs_in(graph):
@@ -544,6 +545,24 @@ def _fuse_normal_draws(graph: torch.fx.GraphModule) -> None:
         node.replace_all_uses_with(drawn)
         graph.graph.erase_node(node)
         graph.graph.erase_node(memory)
+
+
+def _keep_bernoulli_draws(graph: torch.fx.GraphModule) -> None:
+    """Replace ``torch.bernoulli(p)`` in float64 by ``torch.empty_like(p).bernoulli_(p)``, with the same numbers.
+
+    The compiler would compare p to uniform numbers in float32, which are others.
+    """
+    aten = torch.ops.aten
+    for node in graph.graph.find_nodes(op="call_function", target=aten.bernoulli.default):
+        p: Any = node.args[0]
+        if p.meta["val"].dtype != torch.float64:
+            continue
+        with graph.graph.inserting_before(node):
+            memory = graph.graph.call_function(aten.empty_like.default, (p,))
+            drawn = graph.graph.call_function(aten.bernoulli_.Tensor, (memory, p), node.kwargs)
+        memory.meta = drawn.meta = node.meta
+        node.replace_all_uses_with(drawn)
+        graph.graph.erase_node(node)
 
 
 def _move_constants(graph: torch.fx.GraphModule, device: torch.device | None) -> None:

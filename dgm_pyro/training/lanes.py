@@ -50,6 +50,7 @@ def join_lanes(graph: GraphModule) -> None:
 
     A graph with convolutions stays as it is. So does one that writes to tensors, or reads memory by strides.
     """
+    _add_instead_of_accumulating(graph)
     if any(
         _writes(node) or _is_convolution(node) or node.target is aten.as_strided.default for node in _nodes_in(graph)
     ):
@@ -60,6 +61,15 @@ def join_lanes(graph: GraphModule) -> None:
         lanes = _Lanes(graph, seeds)
         if lanes.grow():
             lanes.join()
+
+
+def _add_instead_of_accumulating(graph: GraphModule) -> None:
+    """Replace ``total += x`` by ``total + x`` where nothing else reads the sum so far."""
+    for node in graph.graph.find_nodes(op="call_function", target=aten.add_.Tensor):
+        total, x = (each.meta["val"] if isinstance(each, Node) else None for each in node.args)
+        same = isinstance(x, Tensor) and isinstance(total, Tensor) and x.dtype == total.dtype
+        if same and node.args[0].target is aten.add.Tensor and len(node.args[0].users) == 1:
+            node.target = aten.add.Tensor
 
 
 def _seeds(graph: GraphModule, tried: set[Node]) -> Pack:
@@ -241,17 +251,16 @@ class _Mapped(nn.Module):
         enabled = functorch._is_vmap_fallback_enabled()
         functorch._set_vmap_fallback_enabled(False)  # it would loop over the lanes, with a warning
         try:
-            with mode or nullcontext():
+            # A new guard on sizes would compile the graph anew for each number of data.
+            with mode or nullcontext(), nullcontext() if sizes is None else sizes.error_on_new_guards():
                 stacked = zip(values, self.in_dims, strict=True)
                 results = self(*(each[0] if dim is None else torch.stack(each) for each, dim in stacked))
+                lanes = [pytree.tree_map_only(Tensor, lambda all: all[0], result) for result in results]
+                return all(_is_like(lane, pack[0].meta["val"]) for lane, pack in zip(lanes, packs, strict=True))
         except Exception:  # of whatever kind, the graph without lanes is right
             return False
         finally:
             functorch._set_vmap_fallback_enabled(enabled)
-        if sizes is not None and sizes.guards:  # it would be compiled anew for each number of data
-            return False
-        lanes = [pytree.tree_map_only(Tensor, lambda all: all[0], result) for result in results]
-        return all(_kind_of(lane) == _kind_of(pack[0].meta["val"]) for lane, pack in zip(lanes, packs, strict=True))
 
 
 def _sort(graph: GraphModule, place: dict[Node, int], next_draw: dict[Node, Node]) -> None:
@@ -319,6 +328,12 @@ def _kind_of(value: Any) -> str:
         return (leaf.dtype, leaf.shape, leaf.stride(), leaf.device) if isinstance(leaf, Tensor) else leaf
 
     return str(pytree.tree_leaves(pytree.tree_map(kind, value)))
+
+
+def _is_like(lane: Any, value: Any) -> bool:
+    """Whether a lane has the kind of the value it replaces, or is contiguous where that is a broadcast."""
+    broadcast = isinstance(value, Tensor) and 0 in value.stride() and torch.empty_like(value).is_contiguous()
+    return _kind_of(lane) in (_kind_of(value), _kind_of(value.contiguous() if broadcast else value))
 
 
 def _columns(pack: Pack) -> list[Pack]:

@@ -993,20 +993,22 @@ DRAWS = {
     "uniform_": lambda x: torch.zeros_like(x).uniform_(),
     "normal_": lambda x: torch.zeros_like(x).normal_(),
     "log_normal_": lambda x: torch.zeros_like(x).log_normal_(),
+    "bernoulli": lambda x: torch.bernoulli(x.sigmoid()),
     "bernoulli_": lambda x: torch.zeros_like(x).bernoulli_(0.5),
     "dropout": lambda x: F.dropout(torch.ones_like(x)),
 }
 
 
-def test_equal_calls_are_two_draws_in_machine_code():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_calls_are_two_draws_in_machine_code(dtype):
     """The compiler joins equal operations of a graph with gradients; two draws are not equal."""
 
     def model(x):
-        scale = pyro.param("scale", torch.tensor(2.0))
+        scale = pyro.param("scale", torch.tensor(2.0, dtype=dtype))
         pairs = [(draw(x), draw(x)) for draw in DRAWS.values()]
         pyro.factor("differences", torch.stack([scale * (one - other) for one, other in pairs]).abs().sum((1, 2)) @ w)
 
-    x, w = torch.randn(64, 3), torch.linspace(1, 2, len(DRAWS))
+    x, w = torch.randn(64, 3, dtype=dtype), torch.linspace(1, 2, len(DRAWS), dtype=dtype)
     loss = dgm.compile((model, lambda x: None))
     torch.manual_seed(1)
     expected = pyro.infer.Trace_ELBO().differentiable_loss(model, lambda x: None, x)

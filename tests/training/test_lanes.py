@@ -50,15 +50,23 @@ class Calls(nn.Module):
         return self.use(self.network, x)
 
 
-@pytest.mark.parametrize("num_steps", [8, 12])
-def test_an_unrolled_diffusion_has_its_network_twice_whatever_its_number_of_steps(num_steps):
+GIVEN = {
+    "nothing": ({}, lambda size: None),
+    "a label": ({"num_classes": 3}, lambda size: torch.arange(size) % 3),
+    "a vector": ({"given_shape": (2,)}, lambda size: torch.randn(size, 2)),
+}
+
+
+@pytest.mark.parametrize(("num_steps", "given"), [(8, "nothing"), (12, "nothing"), (8, "a label"), (8, "a vector")])
+def test_an_unrolled_diffusion_has_its_network_twice_whatever_its_number_of_steps(num_steps, given):
     """Once for the steps with a KL, and once for the last one, which has a likelihood."""
     torch.manual_seed(0)
-    program = dgm.Diffusion(2, DenoisingMLP((2,), (4, 4)), num_steps=num_steps).unroll()
+    options, given_of = GIVEN[given]
+    program = dgm.Diffusion(2, DenoisingMLP((2,), (4, 4), **options), num_steps=num_steps).unroll()
     loss = _LossAlone(Terms(program, ELBO()))
-    graph = graph_of(loss, torch.randn(5, 2), None, {}, {}, dynamic=True)
+    graph = graph_of(loss, torch.randn(5, 2), given_of(5), {}, {}, dynamic=True)
     assert calls(graph) == 2 * sum(isinstance(layer, nn.Linear) for layer in program.modules())
-    assert_same(loss, graph, torch.randn(7, 2), None, {}, {})  # another number of data
+    assert_same(loss, graph, torch.randn(7, 2), given_of(7), {}, {})  # another number of data
 
 
 def of_fresh_draws(network, x):
@@ -323,8 +331,17 @@ def test_what_cannot_be_mapped_stays():
     assert calls(graph_of(Calls(counts), torch.randn(5, 3))) == 6 * 2
 
 
-def test_importance_weights_of_a_pyro_pair_are_the_same():
-    """`RenyiELBO` runs model and guide for each particle."""
+PARTICLES = {
+    "importance weights": (dgm.IWAE(6), pyro.infer.RenyiELBO(0.0, 6)),
+    "the bound": (ELBO(num_samples=6, analytic_kl=False), pyro.infer.Trace_ELBO(6)),
+    "closed forms": (ELBO(num_samples=6), pyro.infer.TraceMeanField_ELBO(6)),
+}
+
+
+@pytest.mark.parametrize("name", PARTICLES)
+def test_particles_of_a_pyro_pair_are_lanes(name):
+    """Pyro's losses run model and guide for each particle."""
+    objective, theirs = PARTICLES[name]
     torch.manual_seed(0)
     decoder, encoder = nn.Linear(2, 5), nn.Linear(5, 2)
 
@@ -339,12 +356,14 @@ def test_importance_weights_of_a_pyro_pair_are_the_same():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(encoder(x), 0.5).to_event(1))
 
-    theirs, x = pyro.infer.RenyiELBO(0.0, 6), torch.randn(4, 5)
-    loss = PairLoss(model, guide, _pyro_elbo(dgm.IWAE(6)), backend="eager")
+    x = torch.randn(4, 5)
+    loss = PairLoss(model, guide, _pyro_elbo(objective), backend="eager")
     torch.manual_seed(1)
     expected = theirs.loss_and_grads(model, guide, x)
     torch.manual_seed(1)
     torch.testing.assert_close(loss(x).item(), expected)
+    (compiled,) = loss._graphs.values()
+    assert calls(compiled) == 2
 
 
 @pytest.mark.parametrize("use", [of_fresh_draws, of_pieces])
