@@ -685,6 +685,7 @@ def optimized(graph: torch.fx.GraphModule, backend: str = "inductor", *, cuda_gr
     if backend == "inductor":
         _keep_the_order_of_writes()
         _keep_draws_apart()
+        _try_one_instruction_set()
         options["fallback_random"] = True
         options["triton.cudagraphs"] = cuda_graphs and any(p.is_cuda for p in graph.parameters())
         # One C++ file for all kernels, and one that calls them: g++ reads torch's headers twice, not for each kernel,
@@ -731,6 +732,29 @@ def _keep_draws_apart() -> None:
     compile_utils.rand_ops = RandomOperations()  # type: ignore[assignment]
     config: Any = torch.compiler.config
     config.cache_key_tag += "draws apart"
+
+
+@functools.cache
+def _try_one_instruction_set() -> None:
+    """Let torch's compiler for CPUs take the first set of vector instructions that works, without trying the others.
+
+    It compiles a program for each set that the processor has, which takes g++ seconds, and then takes the first.
+    """
+    from torch._inductor import config, cpu_vec_isa
+
+    all_valid = cpu_vec_isa.valid_vec_isa_list
+
+    @functools.cache
+    def first_valid() -> list[Any]:
+        if os.getenv("ATEN_CPU_CAPABILITY") or config.cpp.simdlen is not None:  # it takes another than the first
+            return all_valid()
+        for one in cpu_vec_isa.supported_vec_isa_list:
+            with mock.patch.object(cpu_vec_isa, "supported_vec_isa_list", [one]):
+                if found := all_valid.__wrapped__():
+                    return found
+        return []
+
+    cpu_vec_isa.valid_vec_isa_list = first_valid
 
 
 def _is_on_cpu(graph: torch.fx.GraphModule) -> bool:

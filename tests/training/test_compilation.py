@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import math
+import platform
 import random
 import warnings
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from pyro.infer.autoguide import (
 )
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
+from torch._inductor import cpu_vec_isa
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
@@ -983,6 +985,30 @@ def test_constants_and_draws_of_a_region_are_those_of_a_graph(context):
     assert [node.kwargs["device"].type for node in made] == ["meta", "meta"]
     assert {str(node.target) for node in nodes} >= {"aten.randn.default"}
     assert "aten.normal_.default" not in {str(node.target) for node in nodes}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have one instruction set")
+def test_the_compiler_tries_no_instruction_set_after_the_first_valid_one(monkeypatch):
+    tried = []
+
+    class Vectors:
+        def __init__(self, name, valid):
+            self.name, self.valid = name, valid
+
+        def __str__(self):
+            return ""  # needs nothing of the processor
+
+        def __bool__(self):
+            tried.append(self.name)
+            return self.valid
+
+    sets = [Vectors("wide", False), Vectors("middle", True), Vectors("narrow", True)]
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    monkeypatch.setattr(cpu_vec_isa, "supported_vec_isa_list", sets)
+    monkeypatch.setattr(cpu_vec_isa, "valid_vec_isa_list", cpu_vec_isa.valid_vec_isa_list)
+    compilation._try_one_instruction_set.__wrapped__()
+    assert cpu_vec_isa.pick_vec_isa() is sets[1]
+    assert tried == ["wide", "middle"]
 
 
 DRAWS = {
