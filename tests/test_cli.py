@@ -574,3 +574,15 @@ def test_a_bug_shows_its_traceback(monkeypatch):
     monkeypatch.setattr(dgm.data, "load", fail)
     with pytest.raises(AssertionError, match="a bug"):
         cli.main(["train", "vae"])
+
+
+def test_every_picture_is_named(tmp_path, capsys):
+    dgm_ok("train", "vae", "--latent-size", "4", "--num-data", "200", *FAST, "--out", tmp_path / "run")
+    quick = ["--num-data", "3", "--num-particles", "4", "--num-temperatures", "3", "--gradient-steps", "3"]
+    dgm_ok("gaps", tmp_path / "run", *quick)
+    dgm_ok("checks", tmp_path / "run", "--num-data", "3")
+    dgm_ok("sample", tmp_path / "run", "--num-samples", "2")
+    printed = capsys.readouterr().out
+    pictures = {path.name for path in tmp_path.rglob("*.png")}
+    assert len(pictures) >= 5
+    assert {name for name in pictures if name not in printed} == set()

@@ -25,7 +25,7 @@ from dgm_pyro.diagnosis import Diagnosis, doctor
 from dgm_pyro.evaluation import Evidence, check_whole, evaluate, evaluating
 from dgm_pyro.experiments import plots, runs
 from dgm_pyro.experiments.inference import calibrate_into, infer_into, posterior_from
-from dgm_pyro.experiments.runs import Record
+from dgm_pyro.experiments.runs import CURVES, Record
 from dgm_pyro.experiments.sweep import Options, Sweep, sweep
 from dgm_pyro.experiments.targets import pair_from
 from dgm_pyro.experiments.trackers import RunFiles
@@ -203,6 +203,7 @@ class TrainedRun(Result):
             f"trained {len(history.epochs)} epoch{'s' * (len(history.epochs) != 1)} in "
             f"{history.seconds:.1f} s, "
             f"kept the weights of epoch {history.best_epoch}: {loss}",
+            f"{self.folder / CURVES}: loss and terms by epoch",
             "next: " + "; ".join(f"dgm {each} {self.folder}{number if each == 'sample' else ''}" for each in doing),
         ]
 
@@ -453,15 +454,18 @@ class GapsOfRuns(Result):
         found: the gaps, by the folder of the run.
         about: model and data of each run, in words.
         picture: path of the picture, with a bar per run.
+        worst: paths of the pictures of the worst explained images, one per run.
     """
 
     found: Mapping[Path, Gaps]
     about: Mapping[Path, str]
     picture: Path
+    worst: Sequence[Path] = ()
 
     def parts(self) -> list[str | Table]:
         each = [[f"{folder} ({self.about[folder]})", *gaps.parts()] for folder, gaps in self.found.items()]
-        return [*itertools.chain(*each), f"{self.picture}: a bar per run"]
+        worst = [f"{path}: the images with the lowest log p(x), and with the largest gap" for path in self.worst]
+        return [*itertools.chain(*each), f"{self.picture}: a bar per run", *worst]
 
     def as_dict(self) -> dict[str, Any]:
         return {str(folder): gaps.as_dict() for folder, gaps in self.found.items()}
@@ -485,7 +489,7 @@ def gaps_into(
         options: options of `dgm.infer.gaps`.
     """
     check_count(num_data, "num_data")
-    picture, found, about = opened[0].output(out, "gaps.png"), {}, {}
+    picture, found, about, pictures = opened[0].output(out, "gaps.png"), {}, {}, []
     for run in opened:
         points = run.points(split, data)[:num_data].to(run.device)
         x, given, _ = run.program.arguments(points)
@@ -496,11 +500,12 @@ def gaps_into(
             title = f"Worst explained by {run.folder.name}"
             with run.shades():
                 worst = plots.worst_explained(gaps, levels=run.program.levels, title=title)
-            plots.write_picture(picture.with_name(f"{name}.png"), worst)
+            pictures.append(picture.with_name(f"{name}.png"))
+            plots.write_picture(pictures[-1], worst)
     short = {folder.name for folder in found}
     names = {folder.name if len(short) == len(found) else str(folder): each for folder, each in found.items()}
     plots.write_picture(picture, plots.gaps(names, title=f"Gaps on {points.name}, {len(points)} data"))
-    return GapsOfRuns(found, about, picture)
+    return GapsOfRuns(found, about, picture, pictures)
 
 
 def check_into(

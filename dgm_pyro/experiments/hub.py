@@ -33,7 +33,6 @@ from dgm_pyro.training.fit import History
 
 __all__ = ["pull", "push"]
 
-CURVES = "learning-curves.png"
 FILES = (runs.RECORD, checkpoint.HEADER, "weights-*.safetensors")
 """The files that are fetched from a repository."""
 
@@ -76,9 +75,9 @@ def push(
     public = _without_paths(record)
     with tempfile.TemporaryDirectory() as scratch:
         runs.write(scratch, program, public)
-        curves = (Path(folder) / CURVES).is_file()
+        curves = (Path(folder) / runs.CURVES).is_file()
         if curves:
-            shutil.copy(Path(folder) / CURVES, scratch)
+            shutil.copy(Path(folder) / runs.CURVES, scratch)
         write_text(Path(scratch) / "README.md", card(program, public, evidence, repo, curves))
         with _hub_api(api) as hub:
             address = hub.create_repo(repo, private=private, exist_ok=True)
@@ -187,7 +186,7 @@ def card(program: Program, record: runs.Record, evidence: Evidence | None, repo:
         **{name: str(value) for name, value in record.options.items() if name != "reading"},
     }
     name = repo.rpartition("/")[2]
-    picture = f"\n![learning curves]({CURVES})\n" if curves else ""
+    picture = f"\n![learning curves]({runs.CURVES})\n" if curves else ""
     return f"""---
 library_name: dgm_pyro
 tags: [pyro, generative-model, {type(core_of(program)).__name__.lower()}]

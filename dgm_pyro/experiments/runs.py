@@ -42,7 +42,8 @@ from dgm_pyro.uses import corruptions
 __all__ = ["Record", "inputs", "points", "read", "resume", "train", "write", "write_alike", "write_array"]
 
 RECORD = "run.json"
-TRACKED = ("metrics.jsonl", "learning-curves.png")
+METRICS = "metrics.jsonl"
+CURVES = "learning-curves.png"
 
 Kind = type | types.UnionType | Mapping[str, type | types.UnionType]
 
@@ -223,7 +224,7 @@ def reserved(folder: Path, *, force: bool = False, resume: bool = False) -> Iter
             yield
     except BaseException:
         if not found and not (folder / checkpoint.STATE).is_file():
-            for name in TRACKED:
+            for name in (METRICS, CURVES):
                 (folder / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # not empty, because another process has written in it
                 folder.rmdir()

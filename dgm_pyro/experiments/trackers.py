@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dgm_pyro.experiments import plots
+from dgm_pyro.experiments.runs import CURVES, METRICS
 from dgm_pyro.files import write_text
 from dgm_pyro.training.fit import Epoch, History, Training
 
@@ -40,10 +41,10 @@ class RunFiles:
     def on_start(self, training: Training) -> None:
         """Write all epochs so far again: after a kill, the file may have more of them than the state."""
         self.started, self.history = True, training.history
-        write_text(self.folder / "metrics.jsonl", "".join(map(_json_line, training.history.epochs)))
+        write_text(self.folder / METRICS, "".join(map(_json_line, training.history.epochs)))
 
     def on_epoch(self, epoch: Epoch) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with (self.folder / METRICS).open("a", encoding="utf-8") as file:
             file.write(_json_line(epoch))
         if time.monotonic() - self.drawn >= EVERY:
             self._draw_curves(self.history)
@@ -55,7 +56,7 @@ class RunFiles:
     def _draw_curves(self, history: History) -> None:
         count = len(history.epochs)
         title = f"{self.title}: {count} epoch{'s' * (count != 1)}" if self.title else ""
-        plots.write_picture(self.folder / "learning-curves.png", plots.learning_curves(history, title=title))
+        plots.write_picture(self.folder / CURVES, plots.learning_curves(history, title=title))
         self.drawn = time.monotonic()
 
 
