@@ -510,6 +510,11 @@ def vae(
             f"event_shape {tuple(made.event_shape)}: leave latent_size out"
         )
     one_class = prior == "categorical" if made is None else made.event_shape == ()
+    if prior == "categorical" and made is not None and not one_class:
+        raise ValueError(
+            "prior 'categorical' is one class, but the encoder that was passed has event_shape "
+            f"{tuple(made.event_shape)}: use encoder='categorical', or leave encoder out"
+        )
     clusters = (size if made is None else made.levels) if one_class else None
     coded = prior in ("codes", "codes-uniform") if made is None else isinstance(made, OneHot)
     named = () if one_class else (size, CODE_VALUES) if coded else (size, *places)

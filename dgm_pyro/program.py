@@ -1088,6 +1088,12 @@ def model_trace(
         program.joint(program.variable, x, given)
     model = modeled.trace
     require_subset(latent_sites(guide), latent_sites(model))
+    for name in latent_sites(guide):
+        if is_mass(guide.nodes[name]["fn"]) and not is_mass(model.nodes[name]["fn"]):
+            raise ValueError(
+                f"the guide gives {name!r} a mass, but the model a density: their ratio makes no bound on log p(x). "
+                "Use a guide of reals, or a discrete prior"
+            )
     unguided = [name for name in latent_sites(model) if name not in guide.nodes]
     if unguided:
         raise ValueError(
@@ -1109,6 +1115,13 @@ def sample_sites(trace: poutine.Trace | _StatedSites) -> list[str]:
 def latent_sites(trace: poutine.Trace | _StatedSites) -> list[str]:
     """Names of the unobserved sample sites, as `sample_sites`."""
     return [name for name in sample_sites(trace) if not trace.nodes[name]["is_observed"]]
+
+
+def is_mass(fn: Any) -> bool:
+    """Whether a distribution is one of discrete values."""
+    with contextlib.suppress(NotImplementedError, AttributeError):  # some have no support
+        return bool(fn.support.is_discrete)
+    return False
 
 
 def require_subset(guide_names: Sequence[str], model_names: Sequence[str]) -> None:

@@ -401,6 +401,7 @@ def test_the_pixelcnn_of_a_likelihood_reads_maps_of_z_in_large_images():
             r"has event_shape \(2, 4, 4\): leave grid out",
         ),
         ("vae", large(), {"encoder": "categorical"}, "is for one class: use prior='categorical'"),
+        ("vae", large(), {"encoder": dgm.Normal(2), "prior": "categorical"}, r"one class, but .* \(2,\): use encoder="),
         ("vq-vae", large(), {"prior": "codes"}, "'vq-vae' takes no prior: it is a part of 'vae'$"),
         ("vq-vae", large(), {"grid": (5, 5)}, r"\(8, 8\), \(4, 4\), .*got \(5, 5\) for 16x16 pixels"),
         ("vq-vae", large(size=17), {}, "so they must be even.* for 17x17 pixels"),

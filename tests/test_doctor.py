@@ -259,6 +259,10 @@ def guide_on_positives(x):
     pyro.sample("z", dist.LogNormal(loc(), 1.0))
 
 
+def guide_of_bits(x):
+    pyro.sample("z", dist.Bernoulli(logits=loc()))
+
+
 def guide_with_another_event(x):
     pyro.sample("z", dist.Normal(loc(), 1.0).expand([1]).to_event(1))
 
@@ -441,6 +445,7 @@ BROKEN = {
     "a guide for data": (lambda: (global_model, guided_data), X, "error", "partners", "x", "leave it out"),
     "a guide outside": (lambda: (positive, guide_on_reals), X, "error", "supports", "rate", "LogNormal"),
     "a guide too narrow": (lambda: (global_model, guide_on_positives), X, "warning", "supports", "z", "loose"),
+    "a mass for a density": (lambda: (global_model, guide_of_bits), X, "error", "supports", "z", "family"),
     "other event": (lambda: (global_model, guide_with_another_event), X, "error", "supports", "z", "to_event"),
     "gray for Bernoulli": (lambda: (bernoulli, silent), X.abs(), "error", "data", "x", "binarize"),
     "too many levels": (lambda: (categorical, silent), 4 * BITS, "error", "data", "x", "at least 5"),

@@ -897,3 +897,21 @@ def test_every_objective_has_a_formula_that_can_be_set():
     for objective in objectives:
         assert objective._repr_latex_() == f"$${objective.formula}$$"
         parser.parse(f"${objective.formula}$")
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda vae, x: ELBO()(vae, x),
+        lambda vae, x: IWAE(3)(vae, x),
+        lambda vae, x: vae.log_weights(x, num_particles=3),
+        lambda vae, x: dgm.evaluate(vae, x),
+        lambda vae, x: dgm.fit(vae, x, epochs=1, validation=None, progress=False),
+    ],
+    ids=["elbo", "iwae", "log_weights", "evaluate", "fit"],
+)
+def test_the_mass_of_a_guide_and_the_density_of_a_prior_make_no_bound(number):
+    """E[log p(x, z) - log q(z)] would be finite, and above log p(x) for a prior that is narrow at the two values."""
+    vae = dgm.VAE(dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), dgm.Bernoulli(2, nn.Linear(3, 2)))
+    with pytest.raises(ValueError, match="the guide gives 'z' a mass, but the model a density"):
+        number(vae, torch.randn(4, 3))

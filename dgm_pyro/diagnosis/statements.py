@@ -25,6 +25,7 @@ from dgm_pyro.diagnosis.supports import (
     support_in_words,
 )
 from dgm_pyro.diagnosis.visit import Site, Visit, same_to_rounding
+from dgm_pyro.program import is_mass
 
 __all__ = ["data_supports", "dtypes", "guide_supports", "inverses", "nesting", "partners", "plates", "shapes"]
 
@@ -95,7 +96,11 @@ def guide_supports(visit: Visit) -> Iterator[Finding]:
                           f"the guide has {q.fn.event_dim} event dimensions, but the model has {p.fn.event_dim}",
                           f"use .to_event({max(q.fn.event_dim, p.fn.event_dim)}) in both")  # fmt: skip
             continue
-        if outside(p.fn, draws_of(q.fn)):
+        if is_mass(q.fn) and not is_mass(p.fn):
+            yield Finding("error", "supports", name,
+                          "the guide gives it a mass, but the model a density: their ratio makes no bound on log p(x)",
+                          f"use a guide on {support_in_words(p.fn)}, such as {suggestion(p.fn)}")  # fmt: skip
+        elif outside(p.fn, draws_of(q.fn)):
             yield Finding("error", "supports", name,
                           f"the guide draws values outside the model's support, {support_in_words(p.fn)}",
                           f"use a guide on {support_in_words(p.fn)}, such as {suggestion(p.fn)}")  # fmt: skip

@@ -96,8 +96,8 @@ class VampPrior(MixtureOfParts):
         check_finite(pseudo_inputs, "pseudo_inputs")
         if is_pair(encoder.given_shape):
             raise ValueError(
-                "the encoder of a VampPrior is given a pseudo-input alone, but this encoder reads a label too: "
-                "use another prior with labels"
+                "the encoder of a VampPrior is given a pseudo-input alone, but this encoder reads a label or given "
+                "too: use another prior with these"
             )
         super().__init__(len(pseudo_inputs))
         self.event_shape, self.encoder = encoder.event_shape, encoder

@@ -145,7 +145,7 @@ def test_a_flow_may_be_the_encoder_of_a_vamp_prior():
         (
             lambda: VampPrior(dgm.Normal(2, MLP((3,), 4, num_classes=2)), torch.zeros(2, 3)),
             ValueError,
-            "reads a label too",
+            "reads a label or given too",
         ),
         (lambda: MixturePrior(2, 0), ValueError, "components must be a positive integer, got 0"),
     ],
