@@ -34,7 +34,7 @@ from typing import Any, TypeGuard, TypeVar
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Delta, TorchDistribution
 from pyro.infer import MCMC, SVI, Predictive
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
@@ -1089,10 +1089,11 @@ def model_trace(
     model = modeled.trace
     require_subset(latent_sites(guide), latent_sites(model))
     for name in latent_sites(guide):
-        if is_mass(guide.nodes[name]["fn"]) and not is_mass(model.nodes[name]["fn"]):
+        q, p = (measure_of(trace.nodes[name]["fn"]) for trace in (guide, model))
+        if None not in (q, p) and q != p:
             raise ValueError(
-                f"the guide gives {name!r} a mass, but the model a density: their ratio makes no bound on log p(x). "
-                "Use a guide of reals, or a discrete prior"
+                f"the guide gives {name!r} a {q}, but the model a {p}: their ratio makes no bound on log p(x). Give "
+                "both real values, or both discrete ones"
             )
     unguided = [name for name in latent_sites(model) if name not in guide.nodes]
     if unguided:
@@ -1117,11 +1118,16 @@ def latent_sites(trace: poutine.Trace | _StatedSites) -> list[str]:
     return [name for name in sample_sites(trace) if not trace.nodes[name]["is_observed"]]
 
 
-def is_mass(fn: Any) -> bool:
-    """Whether a distribution is one of discrete values."""
-    with contextlib.suppress(NotImplementedError, AttributeError):  # some have no support
-        return bool(fn.support.is_discrete)
-    return False
+def measure_of(fn: Any) -> str | None:
+    """The measure of a distribution, as in `Program.measure`; None if it has no support, or is a point."""
+    base = fn
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    if isinstance(base, Delta):
+        return None
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        return _measure_of(unwrapped(fn.support))
+    return None
 
 
 def require_subset(guide_names: Sequence[str], model_names: Sequence[str]) -> None:

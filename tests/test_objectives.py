@@ -41,6 +41,7 @@ from dgm_pyro.objectives import (
     objective_named,
 )
 from dgm_pyro.training.adversarial import GAMES, Adversarial, divergence_bound
+from dgm_pyro.training.compilation import CompilationError
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -907,11 +908,21 @@ def test_every_objective_has_a_formula_that_can_be_set():
         lambda vae, x: vae.log_weights(x, num_particles=3),
         lambda vae, x: dgm.evaluate(vae, x),
         lambda vae, x: dgm.fit(vae, x, epochs=1, validation=None, progress=False),
+        lambda vae, x: dgm.compile(vae)(x),
     ],
-    ids=["elbo", "iwae", "log_weights", "evaluate", "fit"],
+    ids=["elbo", "iwae", "log_weights", "evaluate", "fit", "compiled"],
 )
-def test_the_mass_of_a_guide_and_the_density_of_a_prior_make_no_bound(number):
+@pytest.mark.parametrize("discrete", ["prior", "encoder"])
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_mass_and_a_density_make_no_bound(number, discrete, validated):
     """E[log p(x, z) - log q(z)] would be finite, and above log p(x) for a prior that is narrow at the two values."""
-    vae = dgm.VAE(dgm.Normal(2), dgm.Normal(3, nn.Linear(2, 6)), dgm.Bernoulli(2, nn.Linear(3, 2)))
-    with pytest.raises(ValueError, match="the guide gives 'z' a mass, but the model a density"):
+    bits, reals = dgm.Bernoulli(2, nn.Linear(3, 2)), dgm.Normal(2, nn.Linear(3, 4))
+    prior, encoder = (dgm.Bernoulli(2), reals) if discrete == "prior" else (dgm.Normal(2), bits)
+    vae = dgm.VAE(prior, dgm.Normal(3, nn.Linear(2, 6)), encoder)
+    q, p = ("density", "mass") if discrete == "prior" else ("mass", "density")
+    refused = f"^the guide gives 'z' a {q}, but the model a {p}|to be within the support"
+    with (
+        pyro.settings.context(validate_distributions_pyro=validated),
+        pytest.raises((ValueError, CompilationError), match=refused),
+    ):
         number(vae, torch.randn(4, 3))

@@ -25,7 +25,7 @@ from dgm_pyro.diagnosis.supports import (
     support_in_words,
 )
 from dgm_pyro.diagnosis.visit import Site, Visit, same_to_rounding
-from dgm_pyro.program import is_mass
+from dgm_pyro.program import measure_of
 
 __all__ = ["data_supports", "dtypes", "guide_supports", "inverses", "nesting", "partners", "plates", "shapes"]
 
@@ -96,9 +96,10 @@ def guide_supports(visit: Visit) -> Iterator[Finding]:
                           f"the guide has {q.fn.event_dim} event dimensions, but the model has {p.fn.event_dim}",
                           f"use .to_event({max(q.fn.event_dim, p.fn.event_dim)}) in both")  # fmt: skip
             continue
-        if is_mass(q.fn) and not is_mass(p.fn):
+        of_q, of_p = measure_of(q.fn), measure_of(p.fn)
+        if None not in (of_q, of_p) and of_q != of_p:
             yield Finding("error", "supports", name,
-                          "the guide gives it a mass, but the model a density: their ratio makes no bound on log p(x)",
+                          f"the guide gives it a {of_q}, but the model a {of_p}, so the ELBO is no bound on log p(x)",
                           f"use a guide on {support_in_words(p.fn)}, such as {suggestion(p.fn)}")  # fmt: skip
         elif outside(p.fn, draws_of(q.fn)):
             yield Finding("error", "supports", name,

@@ -251,14 +251,14 @@ def sizes(shape: Sequence[int], channels: Sequence[int], argument: str) -> tuple
     return heights, widths
 
 
-def patchify(x: Tensor, size: int) -> Tensor:
-    """Images ``(B, C, H, W)`` with their patches, P = ``size`` pixels a side, as pixels: ``(B, C P^2, H/P, W/P)``."""
+def patchify(x: Tensor, patch_size: int) -> Tensor:
+    """Images ``(B, C, H, W)`` with their patches, P pixels a side, as pixels: ``(B, C P^2, H/P, W/P)``."""
     # F.pixel_unshuffle does the same, but returns an empty batch as it came.
     _, _, height, width = x.shape
-    rows = x.unflatten(3, (width // size, size)).unflatten(2, (height // size, size))
+    rows = x.unflatten(3, (width // patch_size, patch_size)).unflatten(2, (height // patch_size, patch_size))
     return rows.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
 
 
-def unpatchify(patches: Tensor, size: int) -> Tensor:
+def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
     """The images ``(B, C, H, W)`` of `patchify`."""
-    return patches.unflatten(1, (-1, size, size)).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
+    return patches.unflatten(1, (-1, patch_size, patch_size)).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)

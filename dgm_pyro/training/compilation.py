@@ -788,6 +788,8 @@ def _failure_message(error: Exception) -> str:
         return f"this cannot be compiled: {reason}"
     frame = frames[-1]
     line = linecache.getline(frame.filename, frame.lineno or 0).strip()
+    if line.startswith("raise"):  # an error of the program itself
+        return f"{reason} ({type(error).__name__} in {frame.name}, {frame.filename}:{frame.lineno})"
     return (
         f"{frame.filename}:{frame.lineno}, in {frame.name}, cannot be compiled: `{line}`. A compiled program must not "
         f"depend on values: use torch.where, or compile=False ({type(error).__name__}: {reason})"
