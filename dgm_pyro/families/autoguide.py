@@ -37,7 +37,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from dgm_pyro.checks import check_count, check_type
 from dgm_pyro.families.hierarchical import Hierarchical, groups_of
 from dgm_pyro.posterior import Indices, Posterior, middle_of
-from dgm_pyro.program import Conditional, Program, differentiating, latent_sites, seeded
+from dgm_pyro.program import Conditional, Program, differentiating, latent_sites, measure_of, seeded
 
 __all__ = ["AutoConditional", "GuidedPosterior", "normal_fit"]
 
@@ -398,6 +398,12 @@ def weigh(posterior: Posterior, guide: Any, num_particles: int) -> tuple[Tensor,
                 "dgm.guides.auto(model, 'fullrank')"
             )
         draws.append({name: nodes[name]["value"] for name in stated if name in posterior.names})
+        for name in draws[-1]:
+            if measure_of(nodes[name]["fn"]) == "mass":
+                raise ValueError(
+                    f"the guide gives {name!r} a mass, but the model a density: their ratio is no importance weight. "
+                    "Pass a guide of real values"
+                )
         densities.append(traced.trace.log_prob_sum())
     u = posterior.unconstrain({name: torch.stack([draw[name] for draw in draws]) for name in draws[0]})
     # The guide is a density of z, and the joint one of u.

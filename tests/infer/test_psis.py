@@ -211,6 +211,8 @@ def test_guides_that_cannot_be_weighed():
         psis(posterior)
     with pytest.raises(ValueError, match=r"guide is a point \(.*\), which has no density"):
         psis(posterior, guide=fitted(AutoDelta(conjugate), conjugate, Y, gradient_steps=1))
+    with pytest.raises(ValueError, match="the guide gives 'mu' a mass, but the model a density"):
+        psis(posterior, guide=lambda y: pyro.sample("mu", dist.Bernoulli(0.3).expand([2]).to_event(1)))
     with pytest.raises(ValueError, match=r"has shape \(2,\): fit .* to the same model"):
         psis(posterior, guide=dist.Normal(torch.zeros(3), 1.0).to_event(1))
     with pytest.raises(TypeError, match="has a guide of its own"):
