@@ -558,7 +558,8 @@ def _keep_bernoulli_draws(graph: torch.fx.GraphModule) -> None:
         if p.meta["val"].dtype != torch.float64:
             continue
         with graph.graph.inserting_before(node):
-            memory = graph.graph.call_function(aten.empty_like.default, (p,))
+            order: dict[str, Any] = {"memory_format": torch.contiguous_format}  # in which torch.bernoulli draws
+            memory = graph.graph.call_function(aten.empty_like.default, (p,), order)
             drawn = graph.graph.call_function(aten.bernoulli_.Tensor, (memory, p), node.kwargs)
         memory.meta = drawn.meta = node.meta
         node.replace_all_uses_with(drawn)

@@ -15,16 +15,19 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import operator
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.fx
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
+from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
@@ -38,9 +41,10 @@ CONVOLUTIONS = {
     *(aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d),
 }
 FRESH = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
-# Lanes of fresh memory would be views of one tensor, which draws write to. The gradient of a mapped embedding ignores
-# the padding index of all lanes but one.
-APART = {*FRESH, aten.embedding.default}
+# Lanes of fresh memory would be views of one tensor, which draws write to. The gradients of the others differ where
+# mapped: an embedding ignores the padding index of all lanes but one, and a median takes one of equal values.
+APART = {*FRESH, aten.embedding.default, aten.median.default, aten.nanmedian.default, aten.addr.default}
+NORMS = {aten.batch_norm.default, aten.instance_norm.default}  # which write to their running statistics in training
 
 Pack = tuple[Node, ...]
 
@@ -55,12 +59,16 @@ def join_lanes(graph: GraphModule) -> None:
         _writes(node) or _is_convolution(node) or node.target is aten.as_strided.default for node in _nodes_in(graph)
     ):
         return
-    tried: set[Node] = set()
+    tried, differentiated = set[Node](), None
     while seeds := _seeds(graph, tried):
         tried.update(seeds)
-        lanes = _Lanes(graph, seeds)
-        if lanes.grow():
-            lanes.join()
+        try:
+            differentiated = _differentiated(graph) if differentiated is None else differentiated
+        except Exception:  # of whatever kind, the graph without lanes is right
+            return
+        lanes = _Lanes(graph, seeds, differentiated)
+        if lanes.grow() and lanes.join():
+            differentiated = None
 
 
 def _add_instead_of_accumulating(graph: GraphModule) -> None:
@@ -85,11 +93,11 @@ def _seeds(graph: GraphModule, tried: set[Node]) -> Pack:
 class _Lanes:
     """The packs found so far; the operation ``packs[k][i]`` belongs to lane i."""
 
-    def __init__(self, graph: GraphModule, seeds: Pack):
+    def __init__(self, graph: GraphModule, seeds: Pack, differentiated: set[Node]):
         self.graph, self.seeds, self.fewest = graph, seeds, max(MIN_LANES, len(seeds) - ENDS)
         self.place = {node: number for number, node in enumerate(graph.graph.nodes)}
         self.next_draw = dict(itertools.pairwise(node for node in self.place if _draws(node)))
-        self.differentiated = _differentiated(graph)
+        self.differentiated = differentiated
         self._set([])
 
     def _set(self, packs: list[Pack]) -> None:
@@ -181,8 +189,8 @@ class _Lanes:
 
     # -- the result ----------------------------------------------------------------------------------------------------
 
-    def join(self) -> None:
-        """Replace the lanes by one part that is mapped over them, unless an operation cannot be mapped."""
+    def join(self) -> bool:
+        """Replace the lanes by one part that is mapped over them; False if an operation cannot be mapped."""
         lane_of = self.lane_of
         packs = sorted(self.packs, key=lambda pack: self.place[pack[0]])
         read_outside = [any(user not in lane_of for node in pack for user in node.users) for pack in packs]
@@ -191,7 +199,7 @@ class _Lanes:
         mapped = _Mapped(packs, inputs)
         tensors = all(isinstance(pack[0].meta["val"], Tensor) for pack in outputs.values())
         if not outputs or not tensors or not mapped.gives(packs, inputs):
-            return
+            return False
 
         graph, name = self.graph.graph, self._unused("lanes")
         self.graph.add_submodule(name, mapped)
@@ -210,6 +218,7 @@ class _Lanes:
                 graph.erase_node(node)
         _sort(self.graph, self.place, self.next_draw)
         graph.lint()
+        return True
 
     def _stack(self, read: Pack) -> Node:
         """The nodes stacked; numbers become one constant."""
@@ -250,9 +259,14 @@ class _Mapped(nn.Module):
         functorch: Any = torch._C._functorch
         enabled = functorch._is_vmap_fallback_enabled()
         functorch._set_vmap_fallback_enabled(False)  # it would loop over the lanes, with a warning
+        failures = logging.getLogger("torch._subclasses.fake_tensor")  # prints what an operation cannot do
         try:
             # A new guard on sizes would compile the graph anew for each number of data.
-            with mode or nullcontext(), nullcontext() if sizes is None else sizes.error_on_new_guards():
+            with (
+                mode or nullcontext(),
+                nullcontext() if sizes is None else sizes.error_on_new_guards(),
+                mock.patch.object(failures, "disabled", True),
+            ):
                 stacked = zip(values, self.in_dims, strict=True)
                 results = self(*(each[0] if dim is None else torch.stack(each) for each, dim in stacked))
                 lanes = [pytree.tree_map_only(Tensor, lambda all: all[0], result) for result in results]
@@ -286,16 +300,45 @@ def _sort(graph: GraphModule, place: dict[Node, int], next_draw: dict[Node, Node
 
 
 def _differentiated(graph: GraphModule) -> set[Node]:
-    """The nodes that the output depends on, other than through `detach`."""
+    """The nodes that have a gradient if all numbers that the graph reads have."""
+    run = _Gradients(graph)
+    run.run_alone()
     waiting: list[Node] = [graph.graph.output_node()]
     found = set(waiting)
     while waiting:
-        node = waiting.pop()
-        if node.target is not aten.detach.default:
-            new = set(node.all_input_nodes) - found
-            found |= new
-            waiting += new
+        new = set(waiting.pop().all_input_nodes) - found
+        found |= new
+        waiting += new & run.with_gradient
     return found
+
+
+class _Gradients(torch.fx.Interpreter):
+    """Runs a graph on tensors without values, and collects the nodes through whose results gradients pass."""
+
+    def __init__(self, graph: GraphModule):
+        super().__init__(graph)
+        self.placeholders = [node.meta.get("val") for node in graph.graph.find_nodes(op="placeholder")]
+        self.mode: Any = detect_fake_mode(self.placeholders) or FakeTensorMode()
+        self.with_gradient: set[Node] = set()
+
+    def run_alone(self) -> None:
+        with self.mode, mock.patch.object(self.mode, "allow_non_fake_inputs", True), torch.enable_grad():
+            self.run(*map(self._read, self.placeholders))
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(result)):
+            self.with_gradient.add(n)
+        return result
+
+    def fetch_attr(self, target: str) -> Any:
+        value = super().fetch_attr(target)
+        return self._read(self.mode.from_tensor(value, static_shapes=True)) if isinstance(value, Tensor) else value
+
+    def _read(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.detach().requires_grad_(value.is_floating_point() or value.is_complex())
 
 
 # -- single nodes, and packs -------------------------------------------------------------------------------------------
@@ -388,6 +431,9 @@ def _draws(node: Node) -> bool:
 
 def _writes(node: Node) -> bool:
     """Whether the operation changes a tensor that another can read."""
+    if node.target in NORMS:
+        running, training = node.args[3], node.args[5]
+        return running is not None and bool(training)
     if not isinstance(node.target, torch._ops.OpOverload) or not node.target._schema.is_mutable:
         return False
     memory: Any = node.args[0]

@@ -1020,6 +1020,7 @@ DRAWS = {
     "normal_": lambda x: torch.zeros_like(x).normal_(),
     "log_normal_": lambda x: torch.zeros_like(x).log_normal_(),
     "bernoulli": lambda x: torch.bernoulli(x.sigmoid()),
+    "bernoulli by columns": lambda x: torch.bernoulli(x.sigmoid().T.contiguous().T),
     "bernoulli_": lambda x: torch.zeros_like(x).bernoulli_(0.5),
     "dropout": lambda x: F.dropout(torch.ones_like(x)),
 }

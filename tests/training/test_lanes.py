@@ -5,7 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import dgm_pyro as dgm
 from dgm_pyro.networks import DenoisingMLP
@@ -201,17 +201,44 @@ def test_what_depends_on_the_order_in_memory_is_the_same(use):
     graph_of(Calls(use), torch.randn(5, 3))
 
 
-def test_calls_without_a_gradient_get_none():
+WITHOUT_GRADIENT = {
+    "detach": Tensor.detach,
+    "comparison": lambda y: (y > 0).double(),
+    "integers": lambda y: (5 * y).long().double(),
+    "argmax": lambda y: y.argmax(-1).double(),
+    "zeros": torch.zeros_like,
+    "draw": lambda y: dist.Bernoulli(logits=y).sample(),
+    "no_grad": torch.no_grad()(lambda y: 2 * y),
+}
+
+
+@pytest.mark.parametrize("without", WITHOUT_GRADIENT.values(), ids=WITHOUT_GRADIENT)
+def test_calls_without_a_gradient_get_none(without):
     """A parameter of detached calls alone has no gradient; with zeros, AdamW would decay it."""
     module = Calls(lambda network, x: None)
     module.shifts = nn.ParameterList([nn.Parameter(torch.randn(3)) for _ in range(8)])
 
     def half_detached(network, x):
         y = [network(x + shift).abs().sqrt() for shift in module.shifts]
-        return sum((each.detach() if k >= 4 else each).sum() for k, each in enumerate(y))
+        return sum((without(each) if k >= 4 else each).sum() for k, each in enumerate(y))
 
     module.use = half_detached
     graph_of(module, torch.randn(5, 3))
+
+
+def normalized_beside(network, x):
+    """The running mean, which the lanes read, changes from one to the next."""
+    mean, variance, total = torch.zeros(3), torch.ones(3), 0.0
+    for k in range(6):
+        y = network(x + k)
+        F.batch_norm(x * (k + 1), mean, variance, training=True)
+        total = total + (y * mean).sum()
+    return total
+
+
+def medians_of_equal_values(network, x):
+    y = [network(x + k) for k in range(6)]
+    return sum((each - each.detach() + torch.tensor([0.0, 1.0, 1.0])).median() * (k + 1) for k, each in enumerate(y))
 
 
 @pytest.mark.parametrize("use", [lambda y: y, lambda y: F.layer_norm(y, (3,)), lambda y: torch.cat([y, y.cos()], -1)])
@@ -260,7 +287,11 @@ def detached_results(network, x):
 
 
 @pytest.mark.parametrize(
-    "use", [fresh_draws_like_the_result, embeddings_with_padding, draws_in_branches, detached_results]
+    "use",
+    [
+        *(fresh_draws_like_the_result, embeddings_with_padding, draws_in_branches, detached_results),
+        *(normalized_beside, medians_of_equal_values),
+    ],
 )
 def test_operations_that_lanes_cannot_share_are_the_same(use):
     graph_of(Calls(use), torch.randn(5, 3))
